@@ -1,0 +1,479 @@
+//! Where the library runs: its own thread for timers, heartbeats and stores, and threads beside it for user code.
+//!
+//! Invariant: no user code (waker, callback, log subscriber, metrics recorder) runs on the library's thread, so nothing
+//! a user does can delay a heartbeat or a deadline. Everything the core takes from outside (clock, sleep, randomness,
+//! spawning, delivery) comes through [`Environment`], so that it can be run from a seed.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
+use std::future::{Future, poll_fn};
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Moment;
+use crate::error::{Error, ErrorKind, Result};
+
+/// A future that the library runs.
+pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Something to run where user code may run.
+pub type Job = Box<dyn FnOnce() + Send>;
+
+/// What the core takes from outside.
+pub trait Environment: Send + Sync + 'static {
+    /// The clock.
+    fn now(&self) -> Moment;
+    /// Resolves once the clock has reached `at`, through suspend too.
+    fn sleep_until(&self, at: Moment) -> Task;
+    /// 64 random bits.
+    fn random(&self) -> u64;
+    /// Runs a task on the library's thread.
+    fn spawn(&self, task: Task);
+    /// Runs a job that may wake or call users: at once, unless this is a library thread. Never dropped, kept in order.
+    fn deliver(&self, job: Job);
+    /// Runs a job that writes a log line or a figure. Dropped when the user's subscriber cannot keep up.
+    fn log(&self, job: Job);
+    /// Whether this thread is the library's, which must not block.
+    fn is_library_thread(&self) -> bool;
+    /// Lets running tasks end, then stops all threads. Resolves when they are gone.
+    fn stop(&self) -> Task;
+}
+
+/// Waits at most until `at`; `None` when that came first.
+pub(crate) async fn until<T>(env: &dyn Environment, at: Moment, work: impl Future<Output = T>) -> Option<T> {
+    futures_lite::future::or(async { Some(work.await) }, async {
+        env.sleep_until(at).await;
+        None
+    })
+    .await
+}
+
+/// Goes as far here as it can without waiting; what has to wait goes on on the library's thread.
+pub(crate) fn start(env: &dyn Environment, mut task: Task) {
+    if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        env.spawn(task);
+    }
+}
+
+/// [`start`]s the work and waits for its result under any executor. Dropping this does not stop the work.
+pub(crate) async fn run<T: Send + 'static>(
+    env: &Arc<dyn Environment>,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let (tx, rx) = oneshot::channel();
+    let deliver = env.clone();
+    let task = async move {
+        let result = work.await;
+        deliver.deliver(Box::new(move || drop(tx.send(result))));
+    };
+    start(&**env, Box::pin(task));
+    rx.await.unwrap_or_else(|_| Err(Error::closed()))
+}
+
+/// A lock whose holder never panics half way: what it guards is changed in steps that keep it whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+thread_local! {
+    static LIBRARY_THREAD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Starts a thread of the library. It takes no signals: those are the program's.
+pub(crate) fn spawn_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(move || {
+            LIBRARY_THREAD.set(true);
+            if let Err(error) = nix::sys::signal::SigSet::all().thread_block() {
+                tracing::warn!(%error, "cannot block signals on a library thread");
+            }
+            body();
+        })
+        .map_err(|error| {
+            Error::new(ErrorKind::Limit, "cannot start a thread: raise the limit of processes").with_source(error)
+        })
+}
+
+/// The real environment: one thread with timers and input, and two for user code.
+pub(crate) struct System {
+    handle: Handle,
+    timers: Arc<Timers>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    gone: Mutex<Option<(oneshot::Receiver<()>, JoinHandle<()>)>>,
+    wakes: Arc<Dispatcher>,
+    logs: Arc<Dispatcher>,
+}
+
+/// The environment of this machine, for running a store without a manager.
+///
+/// # Errors
+/// `Limit` when a thread or a timer cannot be had.
+pub fn system() -> Result<Arc<dyn Environment>> {
+    Ok(System::start()?)
+}
+
+/// How long stopping waits for tasks and user code that do not end.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+impl System {
+    pub(crate) fn start() -> Result<Arc<Self>> {
+        let no_timer = |error: std::io::Error| {
+            Error::new(ErrorKind::Limit, "cannot open a timer: raise the limit of open files").with_source(error)
+        };
+        let runtime = Builder::new_current_thread().enable_io().build().map_err(no_timer)?;
+        let timers = Arc::new(Timers::new().map_err(|error| no_timer(error.into()))?);
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (tx, rx) = oneshot::channel();
+        let handle = runtime.handle().clone();
+        let thread = spawn_thread("lease", {
+            let (timers, stop, tasks) = (timers.clone(), stop.clone(), tasks.clone());
+            move || {
+                runtime.block_on(async {
+                    let driver = tokio::spawn(timers.clone().drive());
+                    stop.cancelled().await;
+                    tasks.close();
+                    let limit = Sleep::new(timers, Moment::now() + STOP_LIMIT);
+                    futures_lite::future::or(tasks.wait(), limit).await;
+                    driver.abort();
+                });
+                drop(runtime);
+                drop(tx.send(()));
+            }
+        })?;
+        Ok(Arc::new(Self {
+            handle,
+            timers,
+            tasks,
+            stop,
+            gone: Mutex::new(Some((rx, thread))),
+            wakes: Dispatcher::new("lease-wake", usize::MAX),
+            logs: Dispatcher::new("lease-log", 1024),
+        }))
+    }
+}
+
+impl Environment for System {
+    fn now(&self) -> Moment {
+        Moment::now()
+    }
+
+    fn sleep_until(&self, at: Moment) -> Task {
+        Box::pin(Sleep::new(self.timers.clone(), at))
+    }
+
+    fn random(&self) -> u64 {
+        getrandom::u64().expect("the operating system has randomness")
+    }
+
+    fn spawn(&self, task: Task) {
+        self.tasks.spawn_on(task, &self.handle);
+    }
+
+    fn deliver(&self, job: Job) {
+        if LIBRARY_THREAD.get() { self.wakes.send(job) } else { job() }
+    }
+
+    fn log(&self, job: Job) {
+        if LIBRARY_THREAD.get() { self.logs.send(job) } else { job() }
+    }
+
+    fn is_library_thread(&self) -> bool {
+        LIBRARY_THREAD.get()
+    }
+
+    fn stop(&self) -> Task {
+        let limit = Sleep::new(self.timers.clone(), Moment::now() + STOP_LIMIT);
+        let (wakes, logs) = (self.wakes.clone(), self.logs.clone());
+        let (stop, gone) = (self.stop.clone(), lock(&self.gone).take());
+        Box::pin(async move {
+            // User code that never returns keeps its thread; it must not keep the caller.
+            futures_lite::future::or(
+                async {
+                    wakes.stop().await;
+                    logs.stop().await;
+                },
+                limit,
+            )
+            .await;
+            stop.cancel();
+            if let Some((rx, thread)) = gone {
+                drop(rx.await);
+                join(thread);
+            }
+        })
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        drop(self.wakes.stop());
+        drop(self.logs.stop());
+    }
+}
+
+/// Joins a thread that is about to end, unless that is this very thread.
+fn join(thread: JoinHandle<()>) {
+    if thread.thread().id() != thread::current().id() {
+        // A panic of that thread was printed by it; there is nothing to add.
+        drop(thread.join());
+    }
+}
+
+/// All sleeping futures, woken by one timer on the clock that counts through suspend.
+struct Timers {
+    fd: Arc<OwnedFd>,
+    queue: Mutex<BTreeMap<(Moment, u64), Waker>>,
+    next_id: AtomicU64,
+}
+
+impl Timers {
+    fn new() -> Result<Self, rustix::io::Errno> {
+        let fd = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        Ok(Self { fd: Arc::new(fd), queue: Mutex::new(BTreeMap::new()), next_id: AtomicU64::new(0) })
+    }
+
+    /// Asks the kernel to fire at `at`. Called with the queue locked, so that the earliest request wins.
+    fn arm(&self, at: Moment) {
+        // An all-zero time would disarm it.
+        let nanos = at.as_nanos().max(1);
+        let it_value = Timespec {
+            tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
+            tv_nsec: i64::try_from(nanos % 1_000_000_000).unwrap_or(0),
+        };
+        let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
+        timerfd_settime(&*self.fd, TimerfdTimerFlags::ABSTIME, &Itimerspec { it_interval, it_value })
+            .expect("a valid time on a valid timer");
+    }
+
+    async fn drive(self: Arc<Self>) {
+        #[expect(deprecated, reason = "sound for a descriptor that nobody replaces; its successor is an unsafe fn")]
+        let fd = AsyncFd::new(self.fd.clone()).expect("the timer joins the runtime of its thread");
+        loop {
+            let mut ready = fd.readable().await.expect("the runtime lives as long as this task");
+            let mut fired = [0; 8];
+            let _ = rustix::io::read(&*self.fd, &mut fired);
+            ready.clear_ready();
+            let now = Moment::now();
+            let due: Vec<Waker> = {
+                let mut queue = lock(&self.queue);
+                let later = queue.split_off(&(now + Duration::from_nanos(1), 0));
+                let due = std::mem::replace(&mut *queue, later);
+                if let Some(((at, _), _)) = queue.first_key_value() {
+                    self.arm(*at);
+                }
+                due.into_values().collect()
+            };
+            due.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+struct Sleep {
+    timers: Arc<Timers>,
+    key: (Moment, u64),
+    queued: bool,
+}
+
+impl Sleep {
+    fn new(timers: Arc<Timers>, at: Moment) -> Self {
+        let id = timers.next_id.fetch_add(1, Ordering::Relaxed);
+        Self { timers, key: (at, id), queued: false }
+    }
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if Moment::now() >= self.key.0 {
+            return Poll::Ready(());
+        }
+        self.queued = true;
+        let mut queue = lock(&self.timers.queue);
+        queue.insert(self.key, cx.waker().clone());
+        if queue.first_key_value().is_some_and(|(first, _)| *first == self.key) {
+            self.timers.arm(self.key.0);
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if self.queued {
+            lock(&self.timers.queue).remove(&self.key);
+        }
+    }
+}
+
+/// A thread for user code, started when first needed, fed by a queue.
+struct Dispatcher {
+    name: &'static str,
+    bound: usize,
+    queue: Mutex<Queue>,
+    ready: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    dropped: u64,
+    stopped: bool,
+    thread: Option<(oneshot::Receiver<()>, JoinHandle<()>)>,
+}
+
+impl Dispatcher {
+    fn new(name: &'static str, bound: usize) -> Arc<Self> {
+        Arc::new(Self { name, bound, queue: Mutex::default(), ready: Condvar::new() })
+    }
+
+    fn send(self: &Arc<Self>, job: Job) {
+        let mut queue = lock(&self.queue);
+        if queue.jobs.len() >= self.bound {
+            queue.dropped += 1;
+            return;
+        }
+        queue.jobs.push_back(job);
+        if queue.thread.is_none() && !queue.stopped {
+            let (tx, rx) = oneshot::channel();
+            let this = self.clone();
+            let body = move || {
+                this.work();
+                drop(tx.send(()));
+            };
+            match spawn_thread(self.name, body) {
+                Ok(thread) => queue.thread = Some((rx, thread)),
+                // Without a thread to be had, late is worse than here.
+                Err(_) => {
+                    let jobs = std::mem::take(&mut queue.jobs);
+                    drop(queue);
+                    jobs.into_iter().for_each(|job| job());
+                    return;
+                }
+            }
+        }
+        drop(queue);
+        self.ready.notify_one();
+    }
+
+    fn work(&self) {
+        let mut queue = lock(&self.queue);
+        loop {
+            if let Some(job) = queue.jobs.pop_front() {
+                let dropped = std::mem::take(&mut queue.dropped);
+                drop(queue);
+                if dropped > 0 {
+                    tracing::warn!(dropped, "the log subscriber could not keep up: events were dropped");
+                }
+                // A user's panic ends his callback, not the delivery to everybody else. The hook has printed it.
+                drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)));
+                queue = lock(&self.queue);
+            } else if queue.stopped {
+                return;
+            } else {
+                queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// Lets the queue run dry and the thread end; resolves then.
+    fn stop(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<> {
+        let thread = {
+            let mut queue = lock(&self.queue);
+            queue.stopped = true;
+            queue.thread.take()
+        };
+        self.ready.notify_one();
+        async move {
+            if let Some((mut rx, thread)) = thread {
+                if thread.thread().id() == thread::current().id() {
+                    return;
+                }
+                drop(poll_fn(|cx| Pin::new(&mut rx).poll(cx)).await);
+                join(thread);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sleeps_end_in_order_and_late_ones_do_not_hold_up_early_ones() {
+        let env = System::start().unwrap();
+        let (tx, rx) = std::sync::mpsc::channel();
+        let now = env.now();
+        for millis in [30_u64, 10, 3_600_000, 20] {
+            let (tx, sleep) = (tx.clone(), env.sleep_until(now + Duration::from_millis(millis)));
+            env.spawn(Box::pin(async move {
+                sleep.await;
+                let _ = tx.send(millis);
+            }));
+        }
+        assert_eq!(rx.iter().take(3).collect::<Vec<_>>(), [10, 20, 30]);
+    }
+
+    #[test]
+    fn user_code_never_runs_on_the_library_thread() {
+        let env = System::start().unwrap();
+        let (tx, rx) = std::sync::mpsc::channel();
+        let inner = env.clone();
+        env.spawn(Box::pin(async move {
+            let library = thread::current().id();
+            inner.deliver(Box::new(move || {
+                tx.send((library, thread::current().id())).unwrap();
+            }));
+        }));
+        let (library, user) = rx.recv().unwrap();
+        assert_ne!(library, user);
+    }
+
+    #[test]
+    fn a_slow_subscriber_costs_log_lines_and_nothing_else() {
+        let dispatcher = Dispatcher::new("test", 4);
+        let (tx, rx) = std::sync::mpsc::channel::<()>();
+        let (started, first) = std::sync::mpsc::channel();
+        dispatcher.send(Box::new(move || {
+            started.send(()).unwrap();
+            let _ = rx.recv();
+        }));
+        first.recv().unwrap();
+        for _ in 0..10 {
+            dispatcher.send(Box::new(|| ()));
+        }
+        assert_eq!(lock(&dispatcher.queue).dropped, 6);
+        drop(tx);
+        futures_lite::future::block_on(dispatcher.stop());
+    }
+
+    #[test]
+    fn stopping_waits_for_tasks_and_joins_every_thread() {
+        let env = System::start().unwrap();
+        let (tx, rx) = std::sync::mpsc::channel();
+        let sleep = env.sleep_until(env.now() + Duration::from_millis(20));
+        env.spawn(Box::pin(async move {
+            sleep.await;
+            let _ = tx.send(());
+        }));
+        futures_lite::future::block_on(env.stop());
+        assert!(rx.try_recv().is_ok(), "the task ended first");
+    }
+}
