@@ -48,8 +48,8 @@ pub trait Environment: Send + Sync + 'static {
     fn log(&self, job: Job);
     /// Whether this thread is the library's, which must not block.
     fn is_library_thread(&self) -> bool;
-    /// Lets running tasks end, then stops all threads. Resolves when they are gone.
-    fn stop(&self) -> Task;
+    /// Lets running tasks end, at most until `limit`, then stops all threads. Resolves when they are gone.
+    fn stop(&self, limit: Moment) -> Task;
 }
 
 /// Waits at most until `at`; `None` when that came first.
@@ -68,16 +68,22 @@ pub(crate) fn start(env: &dyn Environment, mut task: Task) {
     }
 }
 
-/// [`start`]s the work and waits for its result under any executor. Dropping this does not stop the work.
+/// [`start`]s the work and waits for its result under any executor. Dropping this drops the work.
 pub(crate) async fn run<T: Send + 'static>(
     env: &Arc<dyn Environment>,
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    let (tx, rx) = oneshot::channel();
+    let (mut tx, rx) = oneshot::channel();
     let deliver = env.clone();
     let task = async move {
-        let result = work.await;
-        deliver.deliver(Box::new(move || drop(tx.send(result))));
+        let work = async { Some(work.await) };
+        let dropped = async {
+            tx.closed().await;
+            None
+        };
+        if let Some(result) = futures_lite::future::or(work, dropped).await {
+            deliver.deliver(Box::new(move || drop(tx.send(result))));
+        }
     };
     start(&**env, Box::pin(task));
     rx.await.unwrap_or_else(|_| Err(Error::closed()))
@@ -152,7 +158,7 @@ impl System {
                     driver.abort();
                 });
                 drop(runtime);
-                drop(tx.send(()));
+                let _ = tx.send(());
             }
         })?;
         Ok(Arc::new(Self {
@@ -196,8 +202,8 @@ impl Environment for System {
         LIBRARY_THREAD.get()
     }
 
-    fn stop(&self) -> Task {
-        let limit = Sleep::new(self.timers.clone(), Moment::now() + STOP_LIMIT);
+    fn stop(&self, limit: Moment) -> Task {
+        let limit = Sleep::new(self.timers.clone(), limit);
         let (wakes, logs) = (self.wakes.clone(), self.logs.clone());
         let (stop, gone) = (self.stop.clone(), lock(&self.gone).take());
         Box::pin(async move {
@@ -355,7 +361,7 @@ impl Dispatcher {
             let this = self.clone();
             let body = move || {
                 this.work();
-                drop(tx.send(()));
+                let _ = tx.send(());
             };
             match spawn_thread(self.name, body) {
                 Ok(thread) => queue.thread = Some((rx, thread)),
@@ -473,7 +479,7 @@ mod tests {
             sleep.await;
             let _ = tx.send(());
         }));
-        futures_lite::future::block_on(env.stop());
+        futures_lite::future::block_on(env.stop(env.now() + STOP_LIMIT));
         assert!(rx.try_recv().is_ok(), "the task ended first");
     }
 }

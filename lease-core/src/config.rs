@@ -1,0 +1,339 @@
+//! Settings: from a URL, from methods, from the environment; checked once, never clamped, never ignored.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::manager::Manager;
+use crate::runtime::{Environment, system};
+use crate::store::{Limits, Store};
+use crate::stores;
+
+/// The longest ttl.
+pub(crate) const MAX_TTL: Duration = Duration::from_hours(24);
+
+/// The longest owner text, in bytes.
+pub(crate) const MAX_OWNER: usize = 1024;
+
+/// The option keys: the same words in URLs, `LEASE_*` variables and every language.
+const KEYS: &[&str] = &["ttl", "timeout", "owner", "request_timeout"];
+
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) ttl: Duration,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) owner: Arc<str>,
+    pub(crate) request_timeout: Duration,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ttl {:?}, timeout {:?}, owner {:?}", self.ttl, self.timeout, self.owner)
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(30),
+            timeout: None,
+            owner: default_owner(),
+            request_timeout: Duration::from_secs(3),
+        }
+    }
+}
+
+fn default_owner() -> Arc<str> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{host}:{}", std::process::id()).into()
+}
+
+impl Config {
+    /// Sets one option from text.
+    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        match key {
+            "ttl" => self.ttl = duration(key, value)?,
+            "timeout" if value == "none" => self.timeout = None,
+            "timeout" => self.timeout = Some(duration(key, value)?),
+            "request_timeout" => self.request_timeout = duration(key, value)?,
+            "owner" => {
+                Self::check_owner(value)?;
+                self.owner = value.into();
+            }
+            _ => return Err(unknown("option", key, KEYS)),
+        }
+        if self.request_timeout.is_zero() {
+            return Err(Error::invalid("request_timeout is 0: give the time one store request may take, such as 3s"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_owner(owner: &str) -> Result<()> {
+        if owner.len() > MAX_OWNER || owner.contains('\0') {
+            return Err(Error::invalid(format!("owner must have at most {MAX_OWNER} bytes and no NUL")));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_ttl(&self, ttl: Duration, limits: Limits) -> Result<()> {
+        let min = limits.min_ttl;
+        if ttl < min {
+            return Err(Error::invalid(format!("ttl {ttl:?} is too short: this store needs at least {min:?}")));
+        }
+        if ttl > MAX_TTL {
+            return Err(Error::invalid(format!("ttl {ttl:?} is too long: at most 24h")));
+        }
+        Ok(())
+    }
+}
+
+/// `15s`, `500ms`, `1m 30s`; a bare number has no unit and is refused, but 0 needs none.
+fn duration(key: &str, value: &str) -> Result<Duration> {
+    let hint = || format!("{key}={value:?} is no duration: write a number and a unit, such as 15s or 500ms");
+    humantime::parse_duration(value).map_err(|error| Error::invalid(hint()).with_source(error))
+}
+
+fn unknown(what: &str, word: &str, known: &[&str]) -> Error {
+    let nearest = known.iter().max_by(|a, b| strsim::jaro(word, a).total_cmp(&strsim::jaro(word, b)));
+    let nearest = nearest.map(|nearest| format!("; did you mean {nearest:?}?")).unwrap_or_default();
+    Error::invalid(format!("unknown {what} {word:?}{nearest} Known: {}", known.join(", ")))
+}
+
+/// A store's URL taken apart: `scheme:rest?key=value&…`, all parts percent-decoded.
+#[derive(Debug, PartialEq, Eq)]
+struct Url {
+    scheme: String,
+    rest: String,
+    options: Vec<(String, String)>,
+}
+
+impl Url {
+    fn parse(url: &str) -> Result<Self> {
+        let Some((scheme, rest)) = url.split_once(':') else {
+            let example = "such as memory: or sqlite:jobs.db";
+            return Err(Error::invalid(format!("the URL has no scheme: write SCHEME:PLACE, {example}")));
+        };
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+            let (key, value) = pair
+                .split_once('=')
+                .ok_or_else(|| Error::invalid(format!("the URL's option {pair:?} has no value: write KEY=VALUE")))?;
+            Ok((decode(key)?, decode(value)?))
+        });
+        let options: Vec<(String, String)> = pairs.collect::<Result<_>>()?;
+        for (at, (key, _)) in options.iter().enumerate() {
+            if options[..at].iter().any(|(other, _)| other == key) {
+                return Err(Error::invalid(format!("the URL gives option {key:?} twice")));
+            }
+        }
+        Ok(Self { scheme: scheme.to_ascii_lowercase(), rest: decode(rest)?, options })
+    }
+}
+
+fn decode(part: &str) -> Result<String> {
+    let decoded = percent_decode_str(part).decode_utf8();
+    decoded.map(Into::into).map_err(|error| Error::invalid("the URL is not UTF-8 when decoded").with_source(error))
+}
+
+/// Settings by method. They beat the URL's, which beat the `LEASE_*` variables.
+///
+/// ```
+/// # futures_lite::future::block_on(async {
+/// use std::time::Duration;
+/// let manager = lease_core::Manager::builder().url("memory:").ttl(Duration::from_secs(10)).open().await?;
+/// # manager.close().await }).map_err(|e: lease_core::Error| e).unwrap();
+/// ```
+#[derive(Default)]
+pub struct Builder {
+    url: Option<String>,
+    ttl: Option<Duration>,
+    timeout: Option<Option<Duration>>,
+    owner: Option<String>,
+    request_timeout: Option<Duration>,
+    options: Vec<(String, String)>,
+    store: Option<Arc<dyn Store>>,
+    env: Option<Arc<dyn Environment>>,
+}
+
+impl Builder {
+    /// The store's URL; `LEASE_URL` when none is given.
+    #[must_use]
+    pub fn url(mut self, url: impl Into<String>) -> Self {
+        self.url = Some(url.into());
+        self
+    }
+
+    /// A store of your own, in place of a URL.
+    #[must_use]
+    pub fn store(mut self, store: Arc<dyn Store>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// The lifetime without renewal of leases that name no other. Default 30 s.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// How long `acquire` waits where it names nothing else. Default: for ever.
+    #[must_use]
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.timeout = Some(timeout.into());
+        self
+    }
+
+    /// The text shown to others. Default `host:pid`.
+    #[must_use]
+    pub fn owner(mut self, owner: impl Into<String>) -> Self {
+        self.owner = Some(owner.into());
+        self
+    }
+
+    /// The bound of one store request. Default 3 s.
+    #[must_use]
+    pub fn request_timeout(mut self, request_timeout: Duration) -> Self {
+        self.request_timeout = Some(request_timeout);
+        self
+    }
+
+    /// Any option by its key and text, as in a URL: `option("ttl", "15s")`. Checked by [`open`](Self::open).
+    #[must_use]
+    pub fn option(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.options.push((key.into(), value.into()));
+        self
+    }
+
+    /// The clock, randomness and threads, in place of the machine's.
+    #[cfg(feature = "test-util")]
+    #[must_use]
+    pub fn environment(mut self, env: Arc<dyn Environment>) -> Self {
+        self.env = Some(env);
+        self
+    }
+
+    /// Opens the manager.
+    ///
+    /// # Errors
+    /// As [`Manager::open`].
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is left behind.
+    // Async though nothing waits yet: a store that has to look before it opens must not change every caller.
+    #[expect(clippy::unused_async, reason = "stores may come to wait here")]
+    pub async fn open(self) -> Result<Manager> {
+        self.build().map_err(|error| error.during("open", None))
+    }
+
+    fn build(self) -> Result<Manager> {
+        let (config, url) = self.configure(std::env::vars_os().filter_map(|(key, value)| {
+            let key = key.into_string().ok()?;
+            Some((key, value.to_string_lossy().into_owned()))
+        }))?;
+        let env = self.env.map_or_else(system, Ok)?;
+        let store = match (self.store, url) {
+            (Some(store), _) => store,
+            (None, Some(url)) => stores::open(&url.scheme, &url.rest, &env)?,
+            (None, None) => {
+                return Err(Error::invalid("no URL: give one, such as sqlite:jobs.db, or set LEASE_URL"));
+            }
+        };
+        Manager::start(config, store, env)
+    }
+
+    /// The settings in force: methods before URL before variables.
+    fn configure(&self, variables: impl Iterator<Item = (String, String)>) -> Result<(Config, Option<Url>)> {
+        let mut config = Config::default();
+        let mut url = self.url.clone();
+        for (variable, value) in variables {
+            match variable.strip_prefix("LEASE_") {
+                Some("URL") if url.is_none() && self.store.is_none() => url = Some(value),
+                Some("URL") | None => {}
+                Some(key) => {
+                    let set = config.set(&key.to_ascii_lowercase(), &value);
+                    set.map_err(|error| Error::invalid(format!("variable {variable}: {}", error.message())))?;
+                }
+            }
+        }
+        let url = url.map(|url| Url::parse(&url)).transpose()?;
+        for (key, value) in url.iter().flat_map(|url| &url.options).chain(&self.options) {
+            config.set(key, value)?;
+        }
+        config.ttl = self.ttl.unwrap_or(config.ttl);
+        config.timeout = self.timeout.unwrap_or(config.timeout);
+        if let Some(owner) = &self.owner {
+            config.set("owner", owner)?;
+        }
+        if let Some(request_timeout) = self.request_timeout {
+            config.set("request_timeout", &humantime::format_duration(request_timeout).to_string())?;
+        }
+        Ok((config, url))
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The URL of some stores carries a password, and so may an option.
+        f.debug_struct("Builder").field("ttl", &self.ttl).field("timeout", &self.timeout).finish_non_exhaustive()
+    }
+}
+
+/// What to say of a scheme that this build has no store for.
+pub(crate) fn no_store(scheme: &str, features: &[(&str, &str)]) -> Error {
+    match features.iter().find(|(known, _)| *known == scheme) {
+        Some((_, feature)) => Error::new(
+            ErrorKind::Unsupported,
+            format!("this build has no {scheme:?} store: enable the cargo feature {feature:?} of lease-core"),
+        ),
+        None => unknown("scheme", scheme, stores::SCHEMES),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configure(builder: &Builder, variables: &[(&str, &str)]) -> Result<(Config, Option<Url>)> {
+        builder.configure(variables.iter().map(|(key, value)| ((*key).into(), (*value).into())))
+    }
+
+    #[test]
+    fn methods_beat_the_url_which_beats_variables() {
+        let variables = [("LEASE_TTL", "1s"), ("LEASE_TIMEOUT", "2s"), ("LEASE_OWNER", "var"), ("HOME", "/")];
+        let builder = Builder::default().url("memory:?ttl=3s&timeout=4s").ttl(Duration::from_secs(5));
+        let (config, _) = configure(&builder, &variables).unwrap();
+        assert_eq!((config.ttl, config.timeout), (Duration::from_secs(5), Some(Duration::from_secs(4))));
+        assert_eq!(&*config.owner, "var");
+    }
+
+    #[test]
+    fn the_url_may_come_from_a_variable() {
+        let variables = [("LEASE_URL", "memory:a%20b?ttl=3s")];
+        let (config, url) = configure(&Builder::default(), &variables).unwrap();
+        assert_eq!((config.ttl, url.unwrap().rest), (Duration::from_secs(3), "a b".into()));
+    }
+
+    #[test]
+    fn wrong_settings_are_refused_with_a_word_of_help() {
+        for (url, says) in [
+            ("jobs.db", "no scheme"),
+            ("memory:?tll=3s", "did you mean \"ttl\""),
+            ("memory:?ttl", "no value"),
+            ("memory:?ttl=3s&ttl=4s", "twice"),
+            ("memory:?ttl=15", "number and a unit"),
+            ("memory:?ttl=-3s", "number and a unit"),
+            ("memory:?request_timeout=0s", "request_timeout is 0"),
+            ("memory:%ff", "UTF-8"),
+        ] {
+            let error = configure(&Builder::default().url(url), &[]).map(drop).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{url}");
+            assert!(error.to_string().contains(says), "{url}: {error}");
+        }
+        let error = configure(&Builder::default(), &[("LEASE_TLL", "3s")]).map(drop).unwrap_err();
+        assert!(error.to_string().contains("variable LEASE_TLL"), "{error}");
+    }
+}

@@ -1,0 +1,432 @@
+//! When am I told that I lost it? Here, and nowhere else.
+//!
+//! Two halves: the pure decision ([`Beat::step`] and its three updates), and the one loop that drives it for all claims
+//! of a manager, waiting and holding. The loop never waits for a store: attempts run beside it, so a hung request delays
+//! no deadline.
+//!
+//! ```text
+//! confirmed          +ttl/3            +ttl/2                                    +ttl
+//!    |-----------------|-----------------|----------------------------------------|
+//!    held              renew (CAS)       LOST here if no renewal was confirmed    earliest the store
+//!                      retry, backoff    (a waiting claim is kept up to the ttl)  may let the next one in
+//! ```
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use futures_lite::future::or;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Moment;
+use crate::deadline::{Deadline, End, State, Tried};
+use crate::error::{EndReason, Error, ErrorKind, Result};
+use crate::observe;
+use crate::runtime::{Environment, lock, until};
+use crate::store::{ClaimId, Place, Renewal, Store};
+
+/// When a claim is renewed next. Pure: every instant comes from outside, `confirmed` from the claim's deadline cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Beat {
+    ttl: Duration,
+    /// When the next attempt is due.
+    due: Moment,
+    /// Failed attempts since the last confirmed one.
+    failures: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Sleep(Moment),
+    Renew,
+    TimeIsUp,
+}
+
+impl Beat {
+    pub(crate) fn new(confirmed: Moment, ttl: Duration) -> Self {
+        Self { ttl, due: confirmed + ttl / 3, failures: 0 }
+    }
+
+    /// What to do now. Renewals that fall due within ttl/100 of one another share a request.
+    pub(crate) fn step(&self, now: Moment, confirmed: Moment, limit: Duration) -> Step {
+        let end = confirmed + limit;
+        if now >= end {
+            Step::TimeIsUp
+        } else if now + self.ttl / 100 >= self.due {
+            Step::Renew
+        } else {
+            Step::Sleep(self.due.min(end))
+        }
+    }
+
+    /// An attempt goes out. If it hangs, another follows beside it: a late answer to either counts.
+    pub(crate) fn sent(&mut self, sent: Moment) {
+        self.due = sent + self.ttl / 12;
+    }
+
+    /// An attempt failed: its outcome is unknown, so nothing is confirmed. Capped exponential backoff with jitter.
+    pub(crate) fn failed(&mut self, now: Moment, random: u64) {
+        let longest = (self.ttl / 128 * 2_u32.pow(self.failures.min(8))).min(self.ttl / 24);
+        self.failures += 1;
+        self.due = now + longest / 2 + jitter(longest / 2, random);
+    }
+}
+
+/// A part of `span` chosen by 64 random bits.
+pub(crate) fn jitter(span: Duration, random: u64) -> Duration {
+    let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+    Duration::from_nanos(random.checked_rem(nanos).unwrap_or(0))
+}
+
+/// A claim that is in the line, as long as the heartbeat keeps it there.
+pub(crate) struct Pulse {
+    pub(crate) place: Place,
+    deadline: Deadline,
+    holding: AtomicBool,
+    /// Wakes the pursuit of a waiting claim: it ended, or has been offered its turn.
+    pub(crate) news: Notify,
+    /// Wakes users. Cancelled where user code may run, after the deadline cell says that it ended.
+    pub(crate) ended: CancellationToken,
+}
+
+impl Pulse {
+    pub(crate) fn new(place: Place, confirmed: Moment) -> Arc<Self> {
+        Arc::new(Self {
+            place,
+            deadline: Deadline::new(confirmed),
+            holding: AtomicBool::new(false),
+            news: Notify::new(),
+            ended: CancellationToken::new(),
+        })
+    }
+
+    /// A holder is lost at half the ttl; a waiting claim is worth keeping until the store may drop it.
+    fn limit(&self) -> Duration {
+        let ttl = self.place.claim.ttl;
+        if self.holding.load(Ordering::Acquire) { ttl / 2 } else { ttl }
+    }
+
+    pub(crate) fn end_reason(&self) -> Option<EndReason> {
+        match self.deadline.read() {
+            State::Ended(reason) => Some(reason),
+            State::Confirmed(..) => None,
+        }
+    }
+
+    fn id(&self) -> ClaimId {
+        self.place.claim.id
+    }
+}
+
+pub(crate) struct Heartbeat {
+    store: Arc<dyn Store>,
+    env: Arc<dyn Environment>,
+    request_timeout: Duration,
+    schedule: Mutex<Schedule>,
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct Schedule {
+    entries: HashMap<ClaimId, (Arc<Pulse>, Beat, Moment)>,
+    times: BTreeSet<(Moment, ClaimId)>,
+    /// When the loop looks next: it is woken only for what is earlier.
+    asleep_until: Option<Moment>,
+    stopped: bool,
+}
+
+impl Schedule {
+    /// Changes the beat of a claim that is kept, given what is confirmed, and files it under the time of its next step.
+    fn update(&mut self, id: ClaimId, change: impl FnOnce(&mut Beat, Moment)) -> Option<Moment> {
+        let (pulse, beat, at) = self.entries.get_mut(&id)?;
+        let State::Confirmed(confirmed, _) = pulse.deadline.read() else { return None };
+        change(beat, confirmed);
+        self.times.remove(&(*at, id));
+        *at = beat.due.min(confirmed + pulse.limit());
+        self.times.insert((*at, id));
+        Some(*at)
+    }
+
+    fn remove(&mut self, id: ClaimId) {
+        if let Some((_, _, at)) = self.entries.remove(&id) {
+            self.times.remove(&(at, id));
+        }
+    }
+}
+
+/// Renewals in one request. More would make one answer wait for too many.
+const BATCH: usize = 1024;
+
+impl Heartbeat {
+    pub(crate) fn new(store: Arc<dyn Store>, env: Arc<dyn Environment>, request_timeout: Duration) -> Arc<Self> {
+        Arc::new(Self { store, env, request_timeout, schedule: Mutex::default(), wake: Notify::new() })
+    }
+
+    /// Keeps a claim in the line from now on. Harmless when it is kept already.
+    pub(crate) fn keep(&self, pulse: &Arc<Pulse>) {
+        let State::Confirmed(confirmed, _) = pulse.deadline.read() else { return };
+        let id = pulse.id();
+        let mut schedule = lock(&self.schedule);
+        let beat = Beat::new(confirmed, pulse.place.claim.ttl);
+        schedule.entries.entry(id).or_insert_with(|| (pulse.clone(), beat, Moment::FAR));
+        self.change(schedule, id, |_, _| ());
+    }
+
+    /// From now on the claim is a lease, lost at half its ttl. Not if it ended or is older than ttl/3: renew it first.
+    pub(crate) fn hold(&self, pulse: &Arc<Pulse>) -> bool {
+        let age = pulse.place.claim.ttl / 3;
+        let fresh = matches!(pulse.deadline.read(), State::Confirmed(at, _) if self.env.now() <= at + age);
+        if fresh {
+            pulse.holding.store(true, Ordering::Release);
+            self.keep(pulse);
+        }
+        fresh
+    }
+
+    /// Ends a claim by an act of the holder or of the manager.
+    pub(crate) fn end(&self, pulse: &Arc<Pulse>, reason: EndReason) -> End {
+        let end = pulse.deadline.end(self.env.now(), pulse.limit(), reason);
+        self.ended(pulse, end);
+        end
+    }
+
+    /// The time left, or why there is none. Whoever finds the time up makes the end known.
+    pub(crate) fn check(&self, pulse: &Arc<Pulse>) -> Result<Duration, EndReason> {
+        let (now, limit) = (self.env.now(), pulse.limit());
+        pulse.deadline.judge(now, limit).map(|at| (at + limit).since(now)).map_err(|end| {
+            self.ended(pulse, end);
+            end.reason
+        })
+    }
+
+    /// Makes an end known, once: stops renewing, tells the waiting pursuit, then users.
+    fn ended(&self, pulse: &Arc<Pulse>, end: End) {
+        if !end.first {
+            return;
+        }
+        lock(&self.schedule).remove(pulse.id());
+        pulse.news.notify_one();
+        let told = pulse.clone();
+        self.env.deliver(Box::new(move || told.ended.cancel()));
+        if pulse.holding.load(Ordering::Acquire) && end.reason.is_loss() {
+            observe::lost(&*self.env, &pulse.place, end.reason);
+        }
+    }
+
+    /// Renews now, whatever the schedule says.
+    pub(crate) async fn renew_now(&self, pulse: &Arc<Pulse>) -> Result<()> {
+        let outcome = self.attempt(self.env.now(), std::slice::from_ref(pulse)).await;
+        if let Some(reason) = pulse.end_reason() {
+            return Err(Error::ended(reason, &pulse.place.claim.name));
+        }
+        outcome.into_iter().next().unwrap_or_else(|| Err(Error::unavailable("the store gave no answer")))
+    }
+
+    /// One attempt for some claims. `sent` is the one clock reading that serves all of it.
+    async fn attempt(&self, sent: Moment, pulses: &[Arc<Pulse>]) -> Vec<Result<()>> {
+        let places: Vec<Place> = pulses.iter().map(|pulse| pulse.place.clone()).collect();
+        for pulse in pulses {
+            pulse.deadline.note(sent, Tried::Unanswered);
+        }
+        let answers = until(&*self.env, sent + self.request_timeout, self.store.renew(sent, &places)).await;
+        let now = self.env.now();
+        let mut answers = answers.unwrap_or_default().into_iter();
+        let settle = |pulse| {
+            let silence = || Err(Error::unavailable("the renewal was not answered in time").with_doubt());
+            self.settle(pulse, sent, now, answers.next().unwrap_or_else(silence))
+        };
+        pulses.iter().map(settle).collect()
+    }
+
+    /// What an answer changes: `Renewed`, `Lost`, or an error, which means unknown and confirms nothing.
+    fn settle(&self, pulse: &Arc<Pulse>, sent: Moment, now: Moment, answer: Result<Renewal>) -> Result<()> {
+        let id = pulse.id();
+        match answer {
+            Ok(Renewal::Renewed { confirmed, offered }) => {
+                // A store cannot have restarted the ttl for a request before it was sent.
+                let confirmed = confirmed.min(sent);
+                if let State::Confirmed(before, _) = pulse.deadline.read() {
+                    let headroom = (before + pulse.place.claim.ttl).since(now);
+                    observe::renewed(&*self.env, &pulse.place, now.since(sent), headroom);
+                }
+                match pulse.deadline.confirm(now, pulse.limit(), confirmed) {
+                    Ok(()) => {
+                        let ttl = pulse.place.claim.ttl;
+                        self.change(lock(&self.schedule), id, |beat, confirmed| *beat = Beat::new(confirmed, ttl));
+                        if offered {
+                            pulse.news.notify_one();
+                        }
+                    }
+                    Err(end) => self.ended(pulse, end),
+                }
+                Ok(())
+            }
+            Ok(Renewal::Lost { superseded }) => {
+                let reason = if superseded { EndReason::Superseded } else { EndReason::Gone };
+                self.end(pulse, reason);
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::Incompatible => {
+                // What answers is not the store that keeps the claim: nothing proves any more that it is ours.
+                self.end(pulse, EndReason::Gone);
+                Err(error)
+            }
+            Err(error) => {
+                let tried = if error.kind() == ErrorKind::Denied { Tried::Refused } else { Tried::Unanswered };
+                pulse.deadline.note(sent, tried);
+                let random = self.env.random();
+                self.change(lock(&self.schedule), id, |beat, confirmed| {
+                    // A renewal sent later may have been confirmed meanwhile: then this failure is history.
+                    if sent >= confirmed {
+                        beat.failed(now, random);
+                    }
+                });
+                observe::not_renewed(&*self.env, &pulse.place, &error);
+                Err(error)
+            }
+        }
+    }
+
+    fn change(&self, mut schedule: MutexGuard<'_, Schedule>, id: ClaimId, change: impl FnOnce(&mut Beat, Moment)) {
+        let at = schedule.update(id, change);
+        let earlier = matches!((at, schedule.asleep_until), (Some(at), Some(until)) if at < until);
+        drop(schedule);
+        if earlier {
+            self.wake.notify_one();
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        lock(&self.schedule).stopped = true;
+        self.wake.notify_one();
+    }
+
+    /// The loop: runs on the library's thread until [`stop`](Self::stop).
+    pub(crate) async fn drive(self: Arc<Self>) {
+        loop {
+            let now = self.env.now();
+            let (due, late, next) = {
+                let mut schedule = lock(&self.schedule);
+                if schedule.stopped {
+                    return;
+                }
+                let (due, late) = collect(&mut schedule, now);
+                let next = schedule.times.first().map_or(Moment::FAR, |(at, _)| *at);
+                schedule.asleep_until = Some(next);
+                (due, late, next)
+            };
+            for (pulse, end) in late {
+                self.ended(&pulse, end);
+            }
+            for batch in batches(due) {
+                let this = self.clone();
+                self.env.spawn(Box::pin(async move {
+                    this.attempt(now, &batch).await;
+                }));
+            }
+            or(self.env.sleep_until(next), self.wake.notified()).await;
+        }
+    }
+}
+
+/// What is due now, and what is too late.
+fn collect(schedule: &mut Schedule, now: Moment) -> (Vec<Arc<Pulse>>, Vec<(Arc<Pulse>, End)>) {
+    let (mut due, mut late) = (Vec::new(), Vec::new());
+    let Some((first, id)) = schedule.times.first().copied() else { return (due, late) };
+    if first > now {
+        return (due, late);
+    }
+    // What falls due soon after may share the request of the first.
+    let share = schedule.entries.get(&id).map_or(Duration::ZERO, |(_, beat, _)| beat.ttl / 100);
+    let near: Vec<ClaimId> = schedule.times.range(..=(now + share, ClaimId(u128::MAX))).map(|(_, id)| *id).collect();
+    for id in near {
+        let Some((pulse, beat, _)) = schedule.entries.get(&id) else { continue };
+        let (pulse, beat) = (pulse.clone(), *beat);
+        match pulse.deadline.judge(now, pulse.limit()).map(|confirmed| beat.step(now, confirmed, pulse.limit())) {
+            Ok(Step::Sleep(_) | Step::TimeIsUp) => drop(schedule.update(id, |_, _| ())),
+            Ok(Step::Renew) => {
+                schedule.update(id, |beat, _| beat.sent(now));
+                due.push(pulse);
+            }
+            Err(end) => {
+                schedule.remove(id);
+                late.push((pulse, end));
+            }
+        }
+    }
+    (due, late)
+}
+
+/// Requests of a bounded size and of one ttl each.
+fn batches(mut due: Vec<Arc<Pulse>>) -> Vec<Vec<Arc<Pulse>>> {
+    due.sort_by_key(|pulse| pulse.place.claim.ttl);
+    due.chunk_by(|a, b| a.place.claim.ttl == b.place.claim.ttl)
+        .flat_map(|same| same.chunks(BATCH))
+        .map(<[_]>::to_vec)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(30);
+    const HALF: Duration = Duration::from_secs(15);
+
+    fn at(millis: u64) -> Moment {
+        Moment::from_nanos(millis * 1_000_000)
+    }
+
+    #[test]
+    fn renewal_is_due_at_exactly_a_third_of_the_ttl() {
+        let beat = Beat::new(at(0), TTL);
+        assert_eq!(beat.step(at(0), at(0), HALF), Step::Sleep(at(10_000)));
+        assert_eq!(beat.step(at(9_699), at(0), HALF), Step::Sleep(at(10_000)), "earlier only to share a request");
+        assert_eq!(beat.step(at(9_700), at(0), HALF), Step::Renew);
+        assert_eq!(beat.step(at(10_000), at(0), HALF), Step::Renew);
+    }
+
+    #[test]
+    fn the_time_is_up_at_half_the_ttl_whatever_is_due() {
+        let mut beat = Beat::new(at(0), TTL);
+        beat.sent(at(14_000));
+        assert_eq!(beat.step(at(14_500), at(0), HALF), Step::Sleep(at(15_000)), "woken for the end, not the attempt");
+        assert_eq!(beat.step(at(15_000), at(0), HALF), Step::TimeIsUp);
+        assert_eq!(beat.step(at(3_600_000), at(0), HALF), Step::TimeIsUp, "stopped for an hour");
+    }
+
+    #[test]
+    fn a_hung_request_is_followed_by_another_while_there_is_time() {
+        let mut beat = Beat::new(at(0), TTL);
+        beat.sent(at(10_000));
+        assert_eq!(beat.step(at(10_001), at(0), HALF), Step::Sleep(at(12_500)));
+    }
+
+    /// One blip must not kill the holder, nor may a dead store be hammered.
+    #[test]
+    fn failures_are_retried_with_growing_capped_waits_inside_the_window() {
+        for random in [0, 1, u64::MAX / 2, u64::MAX] {
+            let (mut beat, mut now, mut waits) = (Beat::new(at(0), TTL), at(10_000), Vec::new());
+            while beat.step(now, at(0), HALF) != Step::TimeIsUp {
+                beat.failed(now, random);
+                waits.push(beat.due.since(now));
+                now = beat.due;
+            }
+            assert!((5..=16).contains(&waits.len()), "{} attempts", waits.len());
+            assert!(waits[0] >= TTL / 256 && waits.iter().all(|wait| *wait <= TTL / 24), "{waits:?}");
+        }
+    }
+
+    #[test]
+    fn a_wait_is_never_zero_for_the_shortest_ttl_and_never_overflows_for_the_longest() {
+        for ttl in [Duration::from_millis(50), Duration::from_secs(86_400)] {
+            let mut beat = Beat::new(at(0), ttl);
+            for _ in 0..100 {
+                beat.failed(at(0), 0);
+                assert!(beat.due > at(0) && beat.due <= at(0) + ttl / 24);
+            }
+        }
+    }
+}

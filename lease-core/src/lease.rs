@@ -1,0 +1,226 @@
+//! What the user holds.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::clock::Moment;
+use crate::error::{EndReason, Error, Result};
+use crate::heartbeat::Pulse;
+use crate::manager::Handle;
+use crate::observe;
+use crate::runtime::run;
+use crate::store::{Name, Token};
+
+/// A name that is yours, as long as [`is_held`](Self::is_held) says so.
+///
+/// A heartbeat keeps it. When it can no longer be proven yours, the lease ends for good, before anyone else can get the
+/// name; stop the work then. Dropping it releases it in the background; [`release`](Self::release) also tells you.
+///
+/// ```
+/// # futures_lite::future::block_on(async {
+/// let manager = lease_core::Manager::open("memory:").await?;
+/// let lease = manager.acquire("nightly").await?;
+/// assert!(lease.is_held());
+/// lease.release().await?;
+/// # manager.close().await }).map_err(|e: lease_core::Error| e).unwrap();
+/// ```
+#[must_use = "a lease that is dropped is released"]
+pub struct Lease {
+    handle: Arc<Handle>,
+    pulse: Arc<Pulse>,
+    since: Moment,
+}
+
+/// How a lease ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ended {
+    /// Why.
+    pub reason: EndReason,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.reason.fmt(f)
+    }
+}
+
+impl Lease {
+    pub(crate) fn new(handle: Arc<Handle>, pulse: Arc<Pulse>, since: Moment) -> Self {
+        Self { handle, pulse, since }
+    }
+
+    /// The fencing token: greater than every token given before for this name. Readable after the end too.
+    pub fn token(&self) -> Token {
+        self.pulse.place.token
+    }
+
+    /// What is leased.
+    pub fn name(&self) -> &Name {
+        &self.pulse.place.claim.name
+    }
+
+    /// The text shown to others.
+    pub fn owner(&self) -> &str {
+        &self.pulse.place.claim.owner
+    }
+
+    /// The lifetime without renewal.
+    pub fn ttl(&self) -> Duration {
+        self.pulse.place.claim.ttl
+    }
+
+    /// Whether it is yours at this instant, by the clock: never true again once it was false.
+    pub fn is_held(&self) -> bool {
+        self.handle.core.heartbeat.check(&self.pulse).is_ok()
+    }
+
+    /// The time until it is lost unless a renewal succeeds: at most half the ttl, zero once it ended.
+    pub fn remaining(&self) -> Duration {
+        self.handle.core.heartbeat.check(&self.pulse).unwrap_or(Duration::ZERO)
+    }
+
+    /// Call it before each step of the work. Local: it reads a clock and asks nobody.
+    ///
+    /// # Errors
+    /// `Lost` with the reason once the lease has ended, by whatever cause.
+    pub fn check(&self) -> Result<()> {
+        let checked = self.handle.core.heartbeat.check(&self.pulse);
+        checked.map(drop).map_err(|reason| self.error("check", reason))
+    }
+
+    /// Why it ended; `None` while it is held.
+    pub fn end_reason(&self) -> Option<EndReason> {
+        self.handle.core.heartbeat.check(&self.pulse).err()
+    }
+
+    /// Waits for the end, and says why.
+    ///
+    /// # Cancel safety
+    /// Safe: call it as often as you like.
+    pub async fn cancelled(&self) -> Ended {
+        loop {
+            if let Some(reason) = self.end_reason() {
+                return Ended { reason };
+            }
+            self.pulse.ended.cancelled().await;
+        }
+    }
+
+    /// A token that is cancelled when the lease ends. Cancelling it yourself cancels only what hangs on it.
+    pub fn cancellation(&self) -> CancellationToken {
+        self.pulse.ended.child_token()
+    }
+
+    /// Runs the work for as long as the lease is held: if it is lost first, the work is dropped.
+    ///
+    /// # Errors
+    /// `Lost` when it was lost before the work was done, checked once more at its end.
+    ///
+    /// # Cancel safety
+    /// Dropping it drops the work. The lease stays.
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let manager = lease_core::Manager::open("memory:").await?;
+    /// let lease = manager.acquire("nightly").await?;
+    /// let rows = lease.guard(async { 42 }).await?;
+    /// assert_eq!(rows, 42);
+    /// # Ok::<_, lease_core::Error>(()) }).unwrap();
+    /// ```
+    pub async fn guard<F: Future>(&self, work: F) -> Result<F::Output> {
+        let (mut work, mut ended) = (pin!(work), pin!(self.cancelled()));
+        poll_fn(|cx| {
+            if let Poll::Ready(ended) = ended.as_mut().poll(cx) {
+                return Poll::Ready(Err(self.error("guard", ended.reason)));
+            }
+            // The clock decides, not who was polled first: after a stop of the process the work must not go on.
+            if let Some(reason) = self.end_reason() {
+                return Poll::Ready(Err(self.error("guard", reason)));
+            }
+            match work.as_mut().poll(cx) {
+                Poll::Ready(output) => Poll::Ready(match self.end_reason() {
+                    None => Ok(output),
+                    Some(reason) => Err(self.error("guard", reason)),
+                }),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Asks the store: a renewal now, whatever the schedule says.
+    ///
+    /// # Errors
+    /// `Lost` when the store says that it is gone, or when its time was up; `Unavailable` when the store does not
+    /// answer: then it is held still, until its time is up.
+    ///
+    /// # Cancel safety
+    /// Safe: the renewal counts if it was applied and answered.
+    pub async fn confirm(&self) -> Result<()> {
+        self.handle.core.heartbeat.check(&self.pulse).map_err(|reason| self.error("confirm", reason))?;
+        let (core, pulse) = (self.handle.core.clone(), self.pulse.clone());
+        let renewal = run(&self.handle.core.env, async move { core.heartbeat.renew_now(&pulse).await });
+        renewal.await.map_err(|error| error.during("confirm", Some(self.name())))
+    }
+
+    /// Gives the name back, at once. Finish the work first. Bounded by 5 s.
+    ///
+    /// # Errors
+    /// `Lost` if it had been lost before; `Unavailable`, with the outcome unknown, if the store could not be told: the
+    /// library keeps trying, and what it cannot delete expires.
+    ///
+    /// # Cancel safety
+    /// Once polled, the release goes on in the background though this is dropped.
+    pub async fn release(self) -> Result<()> {
+        let span = tracing::debug_span!("lease.release", name = %self.name(), token = %self.token());
+        self.give_back().instrument(span).await
+    }
+
+    async fn give_back(&self) -> Result<()> {
+        let core = &self.handle.core;
+        let end = core.heartbeat.end(&self.pulse, EndReason::Released);
+        if !end.first {
+            return if end.reason.is_loss() { Err(self.error("release", end.reason)) } else { Ok(()) };
+        }
+        if end.reason.is_loss() {
+            return Err(self.error("release", end.reason));
+        }
+        core.leave(&self.pulse.place.claim, "release").await
+    }
+
+    fn error(&self, operation: &'static str, reason: EndReason) -> Error {
+        Error::ended(reason, self.name()).during(operation, None)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let core = &self.handle.core;
+        let end = core.heartbeat.end(&self.pulse, EndReason::Released);
+        if end.first && !end.reason.is_loss() {
+            core.withdraw(&self.pulse.place.claim);
+        }
+        core.forget(&self.pulse);
+        observe::ended(&*core.env, &self.pulse.place, core.env.now().since(self.since), end.reason);
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut lease = f.debug_struct("Lease");
+        lease.field("name", self.name()).field("token", &self.token().get());
+        match self.handle.core.heartbeat.check(&self.pulse) {
+            Ok(remaining) => lease.field("remaining", &remaining),
+            Err(reason) => lease.field("ended", &reason),
+        };
+        lease.finish()
+    }
+}

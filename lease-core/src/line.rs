@@ -1,0 +1,251 @@
+//! The line of one process: who waits here for a name, first come first served.
+//!
+//! However many wait in a process, its manager has at most two claims of a name in the store: the one that holds and
+//! the next. The next belongs to whoever is first here; when he gives up, the one behind him with the same wish takes
+//! the place over. Plain data behind one lock: nothing here waits, and no user code runs under the lock.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+
+use crate::clock::Moment;
+use crate::error::{Error, ErrorKind, Holder, Result};
+use crate::heartbeat::Pulse;
+use crate::lease::Lease;
+use crate::manager::Handle;
+use crate::store::{Ahead, Name};
+
+/// What a waiter asks the store for. A place in the store's line serves any waiter of the same wish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wish {
+    pub(crate) ttl: Duration,
+    pub(crate) owner: Arc<str>,
+}
+
+pub(crate) struct Waiter {
+    pub(crate) wish: Wish,
+    pub(crate) since: Moment,
+    pub(crate) deadline: Option<Moment>,
+    pub(crate) handle: Arc<Handle>,
+    pub(crate) answer: oneshot::Sender<Result<Lease>>,
+}
+
+/// An answer on its way to a waiter, to be sent where user code may run.
+pub(crate) type Answer = (oneshot::Sender<Result<Lease>>, Result<Lease>);
+
+#[derive(Default)]
+pub(crate) struct Lines {
+    lines: HashMap<Name, Line>,
+    closed: bool,
+    arrivals: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Line {
+    waiters: BTreeMap<u64, Waiter>,
+    deadlines: BTreeSet<(Moment, u64)>,
+    /// Whether a pursuit runs: it owns the next claim, and there is one of them.
+    pursued: bool,
+    /// Wakes the pursuit when somebody gave up or has an earlier deadline.
+    changed: Arc<Notify>,
+    /// The claim handed out last.
+    held: Option<(Arc<Pulse>, Moment)>,
+    /// What stood before the next claim when the store was asked last.
+    ahead: Option<Ahead>,
+    /// Why the store could not be asked.
+    trouble: Option<Error>,
+    warned: Option<Moment>,
+}
+
+/// What a pursuit needs to know of its line before it waits.
+pub(crate) struct Interest {
+    pub(crate) changed: Arc<Notify>,
+    pub(crate) next_deadline: Moment,
+}
+
+impl Lines {
+    fn line(&mut self, name: &Name) -> &mut Line {
+        self.lines.entry(name.clone()).or_default()
+    }
+
+    /// Queues a waiter. Says its arrival number, and whether the caller has to start the pursuit.
+    pub(crate) fn join(&mut self, name: &Name, waiter: Waiter) -> Result<(u64, bool)> {
+        if self.closed {
+            return Err(Error::closed());
+        }
+        self.arrivals += 1;
+        let arrival = self.arrivals;
+        let line = self.line(name);
+        if let Some(deadline) = waiter.deadline {
+            line.deadlines.insert((deadline, arrival));
+            if line.deadlines.first() == Some(&(deadline, arrival)) {
+                line.changed.notify_one();
+            }
+        }
+        line.waiters.insert(arrival, waiter);
+        Ok((arrival, !std::mem::replace(&mut line.pursued, true)))
+    }
+
+    /// A waiter gave up, or has its answer.
+    pub(crate) fn depart(&mut self, name: &Name, arrival: u64) -> Option<Waiter> {
+        let line = self.lines.get_mut(name)?;
+        let waiter = line.waiters.remove(&arrival)?;
+        if let Some(deadline) = waiter.deadline {
+            line.deadlines.remove(&(deadline, arrival));
+        }
+        line.changed.notify_one();
+        Some(waiter)
+    }
+
+    /// Whether somebody holds or waits here, so that an attempt that does not queue need not ask the store.
+    pub(crate) fn busy(&mut self, name: &Name) -> Result<Option<(Option<Holder>, u64)>> {
+        if self.closed {
+            return Err(Error::closed());
+        }
+        let Some(line) = self.lines.get(name) else { return Ok(None) };
+        let waiting = line.waiters.len() as u64;
+        let holder = line.holder().or_else(|| line.seen_holder());
+        let busy = waiting > 0 || line.holder().is_some();
+        Ok(busy.then_some((holder, waiting + 1)))
+    }
+
+    /// Who holds the name here, and since when.
+    pub(crate) fn held(&self, name: &Name) -> Option<(&Arc<Pulse>, Moment)> {
+        let (pulse, since) = self.lines.get(name)?.held.as_ref()?;
+        pulse.end_reason().is_none().then_some((pulse, *since))
+    }
+
+    /// The wish of the first waiter. With none left the pursuit is over, and an idle line forgotten.
+    pub(crate) fn next_wish(&mut self, name: &Name) -> Option<Wish> {
+        let line = self.lines.get_mut(name)?;
+        (line.ahead, line.trouble, line.warned) = (None, None, None);
+        let wish = line.waiters.first_key_value().map(|(_, waiter)| waiter.wish.clone());
+        line.pursued = wish.is_some();
+        self.settle(name);
+        wish
+    }
+
+    /// Whether the first waiter still has this wish; what to wait for if so. Takes out those whose time is up.
+    pub(crate) fn tend(&mut self, name: &Name, wish: &Wish, now: Moment) -> (Option<Interest>, Vec<Answer>) {
+        let mut late = Vec::new();
+        while let Some((waiter, error)) = self.expired(name, now) {
+            late.push((waiter.answer, Err(error)));
+        }
+        let interest = self.lines.get(name).and_then(|line| {
+            let (_, first) = line.waiters.first_key_value()?;
+            let next_deadline = line.deadlines.first().map_or(Moment::FAR, |(at, _)| *at);
+            (first.wish == *wish).then(|| Interest { changed: line.changed.clone(), next_deadline })
+        });
+        (interest, late)
+    }
+
+    fn expired(&mut self, name: &Name, now: Moment) -> Option<(Waiter, Error)> {
+        let line = self.lines.get(name)?;
+        let (_, arrival) = *line.deadlines.first().filter(|(at, _)| *at <= now)?;
+        let here = line.waiters.range(..arrival).count() as u64;
+        let error = line.timeout(here);
+        Some((self.depart(name, arrival)?, error.during("acquire", Some(name))))
+    }
+
+    /// Takes the first waiter out for the lease it gets, if it still has this wish.
+    pub(crate) fn take(&mut self, name: &Name, wish: &Wish) -> Option<Waiter> {
+        let line = self.lines.get_mut(name)?;
+        let arrival = line.waiters.first_key_value().filter(|(_, waiter)| waiter.wish == *wish).map(|(at, _)| *at)?;
+        self.depart(name, arrival)
+    }
+
+    /// Notes a lease that is handed out.
+    pub(crate) fn hold(&mut self, name: &Name, pulse: &Arc<Pulse>, now: Moment) -> Result<()> {
+        if self.closed {
+            return Err(Error::closed());
+        }
+        self.line(name).held = Some((pulse.clone(), now));
+        Ok(())
+    }
+
+    /// Forgets a lease that was given back.
+    pub(crate) fn release(&mut self, name: &Name, pulse: &Arc<Pulse>) {
+        if let Some(line) = self.lines.get_mut(name) {
+            if line.held.as_ref().is_some_and(|(held, _)| Arc::ptr_eq(held, pulse)) {
+                line.held = None;
+            }
+            self.settle(name);
+        }
+    }
+
+    /// Fails the first waiter with what cannot be retried.
+    pub(crate) fn fail(&mut self, name: &Name, error: Error) -> Option<Answer> {
+        let (arrival, _) = self.lines.get(name)?.waiters.first_key_value()?;
+        let arrival = *arrival;
+        Some((self.depart(name, arrival)?.answer, Err(error)))
+    }
+
+    pub(crate) fn saw(&mut self, name: &Name, ahead: Ahead) {
+        if let Some(line) = self.lines.get_mut(name) {
+            line.ahead = Some(ahead);
+        }
+    }
+
+    /// Notes why the store could not be asked; says whether a warning is due.
+    pub(crate) fn trouble(&mut self, name: &Name, error: Error, now: Moment) -> bool {
+        let Some(line) = self.lines.get_mut(name) else { return false };
+        line.trouble = Some(error);
+        let due = line.warned.is_none_or(|at| now.since(at) >= Duration::from_secs(10));
+        if due {
+            line.warned = Some(now);
+        }
+        due
+    }
+
+    /// Lets nobody in any more. Gives back who waited and what was held.
+    pub(crate) fn close(&mut self) -> (Vec<Answer>, Vec<Arc<Pulse>>) {
+        self.closed = true;
+        let (mut answers, mut held) = (Vec::new(), Vec::new());
+        for (name, line) in &mut self.lines {
+            let waiters = std::mem::take(&mut line.waiters);
+            let closed = || Err(Error::closed().during("acquire", Some(name)));
+            answers.extend(waiters.into_values().map(|waiter| (waiter.answer, closed())));
+            line.deadlines.clear();
+            line.changed.notify_one();
+            held.extend(line.held.take().map(|(pulse, _)| pulse));
+        }
+        (answers, held)
+    }
+
+    fn settle(&mut self, name: &Name) {
+        let idle = |line: &Line| !line.pursued && line.held.is_none() && line.waiters.is_empty();
+        if self.lines.get(name).is_some_and(idle) {
+            self.lines.remove(name);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+}
+
+impl Line {
+    fn holder(&self) -> Option<Holder> {
+        let (pulse, _) = self.held.as_ref().filter(|(pulse, _)| pulse.end_reason().is_none())?;
+        Some(Holder::new(pulse.place.token, &*pulse.place.claim.owner))
+    }
+
+    fn seen_holder(&self) -> Option<Holder> {
+        self.ahead.as_ref().map(|ahead| Holder::new(ahead.holder, &*ahead.owner))
+    }
+
+    /// Why a waiter with so many before it here got nothing in time.
+    fn timeout(&self, here: u64) -> Error {
+        let timeout =
+            |holder, place| Error::new(ErrorKind::Timeout, "still held when the wait ended").with_holder(holder, place);
+        let ahead = self.ahead.as_ref().map_or(1, |ahead| ahead.count);
+        match (self.holder().or_else(|| self.seen_holder()), &self.trouble) {
+            (Some(holder), _) => timeout(holder, here + ahead),
+            (None, Some(trouble)) => trouble.duplicate(),
+            (None, None) => Error::unavailable("the store gave no answer within the timeout").with_doubt(),
+        }
+    }
+}
