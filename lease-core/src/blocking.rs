@@ -37,7 +37,7 @@ impl Manager {
     }
 
     /// As [`crate::Manager::acquire`]; [`wait`](Acquire::wait) does it.
-    pub fn acquire(&self, name: impl AsRef<str>) -> Acquire<'_> {
+    pub fn acquire(&self, name: impl AsRef<str>) -> Acquire {
         Acquire(self.0.acquire(name))
     }
 
@@ -105,9 +105,9 @@ impl From<crate::Manager> for Manager {
 /// [`crate::Acquire`] for threads.
 #[must_use = "an acquire does nothing until `wait` is called"]
 #[derive(Debug)]
-pub struct Acquire<'a>(crate::Acquire<'a>);
+pub struct Acquire(crate::Acquire);
 
-impl Acquire<'_> {
+impl Acquire {
     /// As [`crate::Acquire::ttl`].
     pub fn ttl(self, ttl: Duration) -> Self {
         Self(self.0.ttl(ttl))

@@ -108,10 +108,10 @@ impl Manager {
     ///
     /// # Cancel safety
     /// Safe: a dropped wait leaves no claim behind, and a lease that was on its way is released.
-    pub fn acquire(&self, name: impl AsRef<str>) -> Acquire<'_> {
+    pub fn acquire(&self, name: impl AsRef<str>) -> Acquire {
         let config = &self.handle.core.config;
         Acquire {
-            manager: self,
+            manager: self.clone(),
             name: Name::new(name.as_ref()),
             ttl: config.ttl,
             timeout: config.timeout,
@@ -126,7 +126,7 @@ impl Manager {
     ///
     /// # Cancel safety
     /// Safe: nothing is left behind.
-    pub fn try_acquire(&self, name: impl AsRef<str>) -> TryAcquire<'_> {
+    pub fn try_acquire(&self, name: impl AsRef<str>) -> TryAcquire {
         TryAcquire(self.acquire(name))
     }
 
@@ -307,15 +307,15 @@ pub enum Change {
 /// An acquire that is being put together; await it.
 #[must_use = "an acquire does nothing until it is awaited"]
 #[derive(Debug)]
-pub struct Acquire<'a> {
-    manager: &'a Manager,
+pub struct Acquire {
+    manager: Manager,
     name: Result<Name>,
     ttl: Duration,
     timeout: Option<Duration>,
     owner: Arc<str>,
 }
 
-impl Acquire<'_> {
+impl Acquire {
     /// The lifetime without renewal, from the store's minimum to 24 h. Renewed at a third, lost at half.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
@@ -354,11 +354,11 @@ impl Acquire<'_> {
 }
 
 /// The future of an [`Acquire`] or a [`TryAcquire`].
-pub type Acquiring<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+pub type Acquiring<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
-impl<'a> IntoFuture for Acquire<'a> {
+impl IntoFuture for Acquire {
     type Output = Result<Lease>;
-    type IntoFuture = Acquiring<'a, Lease>;
+    type IntoFuture = Acquiring<Lease>;
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(self.acquire())
@@ -368,9 +368,9 @@ impl<'a> IntoFuture for Acquire<'a> {
 /// One attempt that is being put together; await it.
 #[must_use = "an attempt does nothing until it is awaited"]
 #[derive(Debug)]
-pub struct TryAcquire<'a>(Acquire<'a>);
+pub struct TryAcquire(Acquire);
 
-impl TryAcquire<'_> {
+impl TryAcquire {
     /// As [`Acquire::ttl`].
     pub fn ttl(self, ttl: Duration) -> Self {
         Self(self.0.ttl(ttl))
@@ -382,9 +382,9 @@ impl TryAcquire<'_> {
     }
 }
 
-impl<'a> IntoFuture for TryAcquire<'a> {
+impl IntoFuture for TryAcquire {
     type Output = Result<Option<Lease>>;
-    type IntoFuture = Acquiring<'a, Option<Lease>>;
+    type IntoFuture = Acquiring<Option<Lease>>;
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {

@@ -1,0 +1,205 @@
+//! The real environment: whose code runs on which thread, and what is left when a manager is closed.
+
+use std::future::{Future, IntoFuture};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use futures_lite::future::block_on;
+use lease_core::{Lease, Manager};
+
+/// One test at a time: they count the threads and descriptors of the process.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn entries(of: &str) -> usize {
+    std::fs::read_dir(format!("/proc/self/{of}")).unwrap().count()
+}
+
+fn library_threads() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.map(|name| name.trim().to_owned()).filter(|name| name.starts_with("lease")).collect()
+}
+
+/// Waits for something that another thread does; fails, with the word, after ten seconds.
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        assert!(Instant::now() < until, "{what}: not within 10 s");
+        thread::yield_now();
+    }
+}
+
+fn urls() -> Vec<(String, Option<std::path::PathBuf>)> {
+    let mut urls = vec![("memory:".into(), None)];
+    if cfg!(feature = "sqlite") {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("lease-threads-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        urls.push((format!("sqlite:{}", dir.join("t.db").display()), Some(dir)));
+    }
+    urls
+}
+
+#[test]
+fn close_leaves_no_thread_and_no_descriptor() {
+    let _alone = alone();
+    for (url, dir) in urls() {
+        let (threads, fds) = (library_threads(), entries("fd"));
+        assert_eq!(threads, Vec::<String>::new());
+        block_on(async {
+            let manager = Manager::open(&url).await.unwrap();
+            let lease = manager.acquire("n").await.unwrap();
+            let waiting = manager.acquire("n").timeout(Duration::from_millis(20)).await;
+            assert!(waiting.is_err());
+            assert!(!library_threads().is_empty());
+            manager.close().await.unwrap();
+            drop(lease);
+        });
+        assert_eq!(library_threads(), threads, "{url}");
+        assert_eq!(entries("fd"), fds, "{url}");
+        dir.inspect(|dir| std::fs::remove_dir_all(dir).unwrap());
+    }
+}
+
+#[test]
+fn dropping_all_handles_ends_the_threads() {
+    let _alone = alone();
+    for (url, dir) in urls() {
+        block_on(async {
+            let manager = Manager::open(&url).await.unwrap();
+            let lease = manager.acquire("n").await.unwrap();
+            drop(manager);
+            assert!(lease.is_held());
+        });
+        eventually("threads end", || library_threads().is_empty());
+        dir.inspect(|dir| std::fs::remove_dir_all(dir).unwrap());
+    }
+}
+
+/// Wakers are user code: however a wait ends, they run on no library thread that drives heartbeats or a store.
+#[test]
+fn wakers_run_on_no_thread_that_drives() {
+    struct Recorder {
+        woken: Mutex<Vec<String>>,
+        waiting: thread::Thread,
+    }
+    impl Wake for Recorder {
+        fn wake(self: Arc<Self>) {
+            let name = thread::current().name().unwrap_or("").to_owned();
+            self.woken.lock().unwrap().push(name);
+            self.waiting.unpark();
+        }
+    }
+    fn record<T>(future: impl Future<Output = T>) -> (T, Vec<String>) {
+        let recorder = Arc::new(Recorder { woken: Mutex::default(), waiting: thread::current() });
+        let waker = Waker::from(recorder.clone());
+        let mut future = pin!(future);
+        loop {
+            if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                return (output, recorder.woken.lock().unwrap().clone());
+            }
+            thread::park_timeout(Duration::from_secs(10));
+        }
+    }
+    let _alone = alone();
+    for (url, dir) in urls() {
+        let manager = block_on(Manager::open(&url)).unwrap();
+        let other = block_on(Manager::open(if url == "memory:" { "memory:" } else { &url })).unwrap();
+        let held = block_on(manager.acquire("n").into_future()).unwrap();
+        let (timeout, mut woken) = record(manager.acquire("n").timeout(Duration::from_millis(30)).into_future());
+        assert!(timeout.is_err());
+        let evict = other.break_lease("n", held.token());
+        if block_on(evict).is_ok() {
+            let short = block_on(manager.acquire("m").ttl(Duration::from_millis(60)).into_future()).unwrap();
+            block_on(other.break_lease("m", short.token())).unwrap();
+            woken.extend(record(short.cancelled()).1);
+        }
+        assert!(!woken.is_empty(), "{url}: something had to be waited for");
+        assert!(woken.iter().all(|name| name == "lease-wake"), "{url}: {woken:?}");
+        block_on(manager.close()).unwrap();
+        block_on(other.close()).unwrap();
+        dir.inspect(|dir| std::fs::remove_dir_all(dir).unwrap());
+    }
+}
+
+/// A user's slow log subscriber stalls his log, and no renewal.
+#[test]
+fn a_users_slow_log_subscriber_stalls_renewal() {
+    #[derive(Default)]
+    struct Slow {
+        stuck: AtomicBool,
+        open: Mutex<bool>,
+        opened: Condvar,
+    }
+    struct Subscriber(Arc<Slow>);
+    impl tracing::Subscriber for Subscriber {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            metadata.target().starts_with("lease_core")
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            if thread::current().name().is_some_and(|name| name.starts_with("lease")) {
+                self.0.stuck.store(true, Ordering::SeqCst);
+                let mut open = self.0.open.lock().unwrap();
+                while !*open {
+                    open = self.0.opened.wait(open).unwrap();
+                }
+            }
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+    let _alone = alone();
+    let slow = Arc::new(Slow::default());
+    tracing::subscriber::set_global_default(Subscriber(slow.clone())).unwrap();
+    let ttl = Duration::from_millis(600);
+    let manager = block_on(Manager::open("memory:")).unwrap();
+    let lease: Lease = block_on(manager.acquire("n").ttl(ttl).into_future()).unwrap();
+    let told = lease.cancellation();
+    eventually("the subscriber is stuck", || slow.stuck.load(Ordering::SeqCst));
+    let until = Instant::now() + ttl * 3;
+    eventually("three ttls pass", || Instant::now() > until);
+    assert!(lease.is_held(), "renewed though the subscriber is stuck: {lease:?}");
+    // Nor does it delay the word of a loss.
+    block_on(manager.break_lease("n", lease.token())).unwrap();
+    eventually("the loss is told", || told.is_cancelled());
+    *slow.open.lock().unwrap() = true;
+    slow.opened.notify_all();
+    drop(lease);
+    block_on(manager.close()).unwrap();
+}
+
+/// Any executor will do, or none, and a runtime may be dropped in the middle of a wait.
+#[test]
+fn futures_do_not_need_the_runtime_they_were_made_in() {
+    let _alone = alone();
+    let manager = block_on(Manager::open("memory:")).unwrap();
+    let held = block_on(manager.acquire("n").into_future()).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let dropped = runtime.spawn(manager.acquire("n").into_future());
+    eventually("it waits", || block_on(manager.inspect("n")).unwrap().unwrap().waiting == 1);
+    runtime.shutdown_background();
+    assert!(block_on(dropped).is_err());
+    let waiting = thread::spawn({
+        let manager = manager.clone();
+        move || block_on(manager.acquire("n").into_future()).unwrap().token()
+    });
+    eventually("it waits", || block_on(manager.inspect("n")).unwrap().unwrap().waiting == 1);
+    let first = held.token();
+    block_on(held.release()).unwrap();
+    assert!(waiting.join().unwrap() > first);
+    block_on(manager.close()).unwrap();
+}
