@@ -13,7 +13,7 @@ use crate::store::{Limits, Store};
 use crate::stores;
 
 /// The longest ttl.
-pub(crate) const MAX_TTL: Duration = Duration::from_hours(24);
+pub(crate) const MAX_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The longest owner text, in bytes.
 pub(crate) const MAX_OWNER: usize = 1024;
@@ -78,7 +78,7 @@ impl Config {
         Ok(())
     }
 
-    pub(crate) fn check_ttl(&self, ttl: Duration, limits: Limits) -> Result<()> {
+    pub(crate) fn check_ttl(ttl: Duration, limits: Limits) -> Result<()> {
         let min = limits.min_ttl;
         if ttl < min {
             return Err(Error::invalid(format!("ttl {ttl:?} is too short: this store needs at least {min:?}")));
@@ -138,6 +138,9 @@ fn decode(part: &str) -> Result<String> {
     decoded.map(Into::into).map_err(|error| Error::invalid("the URL is not UTF-8 when decoded").with_source(error))
 }
 
+/// How long to wait; `None`: for ever.
+type Timeout = Option<Duration>;
+
 /// Settings by method. They beat the URL's, which beat the `LEASE_*` variables.
 ///
 /// ```
@@ -150,7 +153,7 @@ fn decode(part: &str) -> Result<String> {
 pub struct Builder {
     url: Option<String>,
     ttl: Option<Duration>,
-    timeout: Option<Option<Duration>>,
+    timeout: Option<Timeout>,
     owner: Option<String>,
     request_timeout: Option<Duration>,
     options: Vec<(String, String)>,

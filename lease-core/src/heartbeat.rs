@@ -331,8 +331,11 @@ impl Heartbeat {
     }
 }
 
+/// A claim whose time is up.
+type Late = (Arc<Pulse>, End);
+
 /// What is due now, and what is too late.
-fn collect(schedule: &mut Schedule, now: Moment) -> (Vec<Arc<Pulse>>, Vec<(Arc<Pulse>, End)>) {
+fn collect(schedule: &mut Schedule, now: Moment) -> (Vec<Arc<Pulse>>, Vec<Late>) {
     let (mut due, mut late) = (Vec::new(), Vec::new());
     let Some((first, id)) = schedule.times.first().copied() else { return (due, late) };
     if first > now {

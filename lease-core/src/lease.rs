@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::clock::Moment;
+use crate::engine::Handle;
 use crate::error::{EndReason, Error, Result};
 use crate::heartbeat::Pulse;
-use crate::manager::Handle;
 use crate::observe;
 use crate::runtime::run;
 use crate::store::{Name, Token};
@@ -221,6 +221,6 @@ impl fmt::Debug for Lease {
             Ok(remaining) => lease.field("remaining", &remaining),
             Err(reason) => lease.field("ended", &reason),
         };
-        lease.finish()
+        lease.finish_non_exhaustive()
     }
 }

@@ -7,6 +7,7 @@ mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod deadline;
+mod engine;
 mod error;
 mod fence;
 mod heartbeat;
@@ -14,6 +15,7 @@ mod lease;
 mod line;
 mod manager;
 mod observe;
+mod pursuit;
 pub mod runtime;
 pub mod store;
 pub mod stores;

@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 
 use crate::clock::Moment;
+use crate::engine::Handle;
 use crate::error::{Error, ErrorKind, Holder, Result};
 use crate::heartbeat::Pulse;
 use crate::lease::Lease;
-use crate::manager::Handle;
 use crate::store::{Ahead, Name};
 
 /// What a waiter asks the store for. A place in the store's line serves any waiter of the same wish.
@@ -37,7 +37,7 @@ pub(crate) type Answer = (oneshot::Sender<Result<Lease>>, Result<Lease>);
 
 #[derive(Default)]
 pub(crate) struct Lines {
-    lines: HashMap<Name, Line>,
+    names: HashMap<Name, Line>,
     closed: bool,
     arrivals: u64,
 }
@@ -67,7 +67,7 @@ pub(crate) struct Interest {
 
 impl Lines {
     fn line(&mut self, name: &Name) -> &mut Line {
-        self.lines.entry(name.clone()).or_default()
+        self.names.entry(name.clone()).or_default()
     }
 
     /// Queues a waiter. Says its arrival number, and whether the caller has to start the pursuit.
@@ -90,7 +90,7 @@ impl Lines {
 
     /// A waiter gave up, or has its answer.
     pub(crate) fn depart(&mut self, name: &Name, arrival: u64) -> Option<Waiter> {
-        let line = self.lines.get_mut(name)?;
+        let line = self.names.get_mut(name)?;
         let waiter = line.waiters.remove(&arrival)?;
         if let Some(deadline) = waiter.deadline {
             line.deadlines.remove(&(deadline, arrival));
@@ -104,7 +104,7 @@ impl Lines {
         if self.closed {
             return Err(Error::closed());
         }
-        let Some(line) = self.lines.get(name) else { return Ok(None) };
+        let Some(line) = self.names.get(name) else { return Ok(None) };
         let waiting = line.waiters.len() as u64;
         let holder = line.holder().or_else(|| line.seen_holder());
         let busy = waiting > 0 || line.holder().is_some();
@@ -113,13 +113,13 @@ impl Lines {
 
     /// Who holds the name here, and since when.
     pub(crate) fn held(&self, name: &Name) -> Option<(&Arc<Pulse>, Moment)> {
-        let (pulse, since) = self.lines.get(name)?.held.as_ref()?;
+        let (pulse, since) = self.names.get(name)?.held.as_ref()?;
         pulse.end_reason().is_none().then_some((pulse, *since))
     }
 
     /// The wish of the first waiter. With none left the pursuit is over, and an idle line forgotten.
     pub(crate) fn next_wish(&mut self, name: &Name) -> Option<Wish> {
-        let line = self.lines.get_mut(name)?;
+        let line = self.names.get_mut(name)?;
         (line.ahead, line.trouble, line.warned) = (None, None, None);
         let wish = line.waiters.first_key_value().map(|(_, waiter)| waiter.wish.clone());
         line.pursued = wish.is_some();
@@ -133,7 +133,7 @@ impl Lines {
         while let Some((waiter, error)) = self.expired(name, now) {
             late.push((waiter.answer, Err(error)));
         }
-        let interest = self.lines.get(name).and_then(|line| {
+        let interest = self.names.get(name).and_then(|line| {
             let (_, first) = line.waiters.first_key_value()?;
             let next_deadline = line.deadlines.first().map_or(Moment::FAR, |(at, _)| *at);
             (first.wish == *wish).then(|| Interest { changed: line.changed.clone(), next_deadline })
@@ -142,7 +142,7 @@ impl Lines {
     }
 
     fn expired(&mut self, name: &Name, now: Moment) -> Option<(Waiter, Error)> {
-        let line = self.lines.get(name)?;
+        let line = self.names.get(name)?;
         let (_, arrival) = *line.deadlines.first().filter(|(at, _)| *at <= now)?;
         let here = line.waiters.range(..arrival).count() as u64;
         let error = line.timeout(here);
@@ -151,7 +151,7 @@ impl Lines {
 
     /// Takes the first waiter out for the lease it gets, if it still has this wish.
     pub(crate) fn take(&mut self, name: &Name, wish: &Wish) -> Option<Waiter> {
-        let line = self.lines.get_mut(name)?;
+        let line = self.names.get_mut(name)?;
         let arrival = line.waiters.first_key_value().filter(|(_, waiter)| waiter.wish == *wish).map(|(at, _)| *at)?;
         self.depart(name, arrival)
     }
@@ -167,7 +167,7 @@ impl Lines {
 
     /// Forgets a lease that was given back.
     pub(crate) fn release(&mut self, name: &Name, pulse: &Arc<Pulse>) {
-        if let Some(line) = self.lines.get_mut(name) {
+        if let Some(line) = self.names.get_mut(name) {
             if line.held.as_ref().is_some_and(|(held, _)| Arc::ptr_eq(held, pulse)) {
                 line.held = None;
             }
@@ -177,20 +177,20 @@ impl Lines {
 
     /// Fails the first waiter with what cannot be retried.
     pub(crate) fn fail(&mut self, name: &Name, error: Error) -> Option<Answer> {
-        let (arrival, _) = self.lines.get(name)?.waiters.first_key_value()?;
+        let (arrival, _) = self.names.get(name)?.waiters.first_key_value()?;
         let arrival = *arrival;
         Some((self.depart(name, arrival)?.answer, Err(error)))
     }
 
     pub(crate) fn saw(&mut self, name: &Name, ahead: Ahead) {
-        if let Some(line) = self.lines.get_mut(name) {
+        if let Some(line) = self.names.get_mut(name) {
             line.ahead = Some(ahead);
         }
     }
 
     /// Notes why the store could not be asked; says whether a warning is due.
     pub(crate) fn trouble(&mut self, name: &Name, error: Error, now: Moment) -> bool {
-        let Some(line) = self.lines.get_mut(name) else { return false };
+        let Some(line) = self.names.get_mut(name) else { return false };
         line.trouble = Some(error);
         let due = line.warned.is_none_or(|at| now.since(at) >= Duration::from_secs(10));
         if due {
@@ -203,7 +203,7 @@ impl Lines {
     pub(crate) fn close(&mut self) -> (Vec<Answer>, Vec<Arc<Pulse>>) {
         self.closed = true;
         let (mut answers, mut held) = (Vec::new(), Vec::new());
-        for (name, line) in &mut self.lines {
+        for (name, line) in &mut self.names {
             let waiters = std::mem::take(&mut line.waiters);
             let closed = || Err(Error::closed().during("acquire", Some(name)));
             answers.extend(waiters.into_values().map(|waiter| (waiter.answer, closed())));
@@ -216,14 +216,9 @@ impl Lines {
 
     fn settle(&mut self, name: &Name) {
         let idle = |line: &Line| !line.pursued && line.held.is_none() && line.waiters.is_empty();
-        if self.lines.get(name).is_some_and(idle) {
-            self.lines.remove(name);
+        if self.names.get(name).is_some_and(idle) {
+            self.names.remove(name);
         }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.lines.is_empty()
     }
 }
 

@@ -1,60 +1,22 @@
-//! Why does my waiter wait? The path of an acquire, and the end of everything.
-//!
-//! A waiter joins the local line of its name. One *pursuit* a name, started by the first waiter and ending with the last,
-//! owns the manager's next claim in the store: it enters, waits for its turn, looks, and hands the lease to whoever is
-//! first in the local line then. Everything a pursuit awaits is tended: it ends at once when nobody wants its claim any
-//! more, and whatever ends it, the claim leaves the store's line unless it became a lease.
+//! What a user asks for: the verbs, and the options of an acquire.
 
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_core::Stream;
-use futures_lite::future::or;
 use tokio::sync::oneshot;
-use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Instrument;
 
-use crate::clock::Moment;
 use crate::config::{Builder, Config};
-use crate::error::{EndReason, Error, ErrorKind, Result};
-use crate::heartbeat::{Heartbeat, Pulse, jitter};
+use crate::engine::{Core, Handle, LEAVE_LIMIT};
+use crate::error::{Error, ErrorKind, Result};
 use crate::lease::Lease;
-use crate::line::{Lines, Waiter, Wish};
-use crate::observe;
-use crate::runtime::{Environment, lock, run, start, until};
-use crate::store::{Claim, ClaimId, Name, Place, Record, Standing, Store, Token};
-
-/// How long `release` and `close` take at the most.
-const LEAVE_LIMIT: Duration = Duration::from_secs(5);
-
-/// What every task of a manager works on.
-pub(crate) struct Core {
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) env: Arc<dyn Environment>,
-    pub(crate) heartbeat: Arc<Heartbeat>,
-    config: Config,
-    lines: Mutex<Lines>,
-    closed: AtomicBool,
-    /// Claims that are not leases, and claims that are leaving: the store is closed after the last.
-    unsettled: TaskTracker,
-}
-
-/// Held by managers, leases and waiters; when the last is gone, so is the reason to run.
-pub(crate) struct Handle {
-    pub(crate) core: Arc<Core>,
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        let core = self.core.clone();
-        // When the last task has ended nothing keeps the environment, and its threads end by themselves.
-        self.core.env.spawn(Box::pin(async move { drop(core.shut().await) }));
-    }
-}
+use crate::line::Wish;
+use crate::pursuit::{attempt, wait};
+use crate::runtime::{Environment, run, start};
+use crate::store::{Name, Record, Store, Token};
 
 /// A manager of leases on one store. Cheap to clone; all clones are the same manager.
 ///
@@ -92,12 +54,10 @@ impl Manager {
     }
 
     pub(crate) fn start(config: Config, store: Arc<dyn Store>, env: Arc<dyn Environment>) -> Result<Self> {
-        config.check_ttl(config.ttl, store.limits())?;
-        let heartbeat = Heartbeat::new(store.clone(), env.clone(), config.request_timeout);
-        env.spawn(Box::pin(heartbeat.clone().drive()));
-        let (lines, closed, unsettled) = (Mutex::default(), AtomicBool::new(false), TaskTracker::new());
-        let core = Core { store, env, heartbeat, config, lines, closed, unsettled };
-        Ok(Self { handle: Arc::new(Handle { core: Arc::new(core) }) })
+        Config::check_ttl(config.ttl, store.limits())?;
+        let core = Core::new(config, store, env);
+        core.env.spawn(Box::pin(core.heartbeat.clone().drive()));
+        Ok(Self { handle: Arc::new(Handle { core }) })
     }
 
     /// Waits until the name is yours. Await the builder it gives; options are its methods.
@@ -170,7 +130,7 @@ impl Manager {
     pub fn watch(&self, name: &str) -> impl Stream<Item = Result<Change>> + Send + use<> {
         struct Watch {
             manager: Manager,
-            seen: Option<Option<Token>>,
+            seen: Option<Seen>,
             failed: bool,
             over: bool,
         }
@@ -190,7 +150,7 @@ impl Manager {
         })
     }
 
-    async fn next_change(&self, name: &Name, seen: &mut Option<Option<Token>>, failed: bool) -> Result<Change> {
+    async fn next_change(&self, name: &Name, seen: &mut Option<Seen>, failed: bool) -> Result<Change> {
         let core = self.handle.core.clone();
         let (wanted, last) = (name.clone(), *seen);
         let change = async move {
@@ -294,6 +254,9 @@ impl std::fmt::Debug for Manager {
     }
 }
 
+/// The holder that a watch has told of; `None`: that the name was free.
+type Seen = Option<Token>;
+
 /// The holder of a name, as [`Manager::watch`] tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -337,8 +300,7 @@ impl Acquire {
     async fn acquire(self) -> Result<Lease> {
         let core = &self.manager.handle.core;
         let name = self.name.map_err(|error| error.during("acquire", None))?;
-        let checked =
-            core.config.check_ttl(self.ttl, core.store.limits()).and_then(|()| Config::check_owner(&self.owner));
+        let checked = Config::check_ttl(self.ttl, core.store.limits()).and_then(|()| Config::check_owner(&self.owner));
         checked.map_err(|error| error.during("acquire", Some(&name)))?;
         let wish = Wish { ttl: self.ttl, owner: self.owner };
         let handle = self.manager.handle.clone();
@@ -394,366 +356,5 @@ impl IntoFuture for TryAcquire {
                 Err(error) => Err(error),
             }
         })
-    }
-}
-
-/// Joins the local line and waits there. The caller polls only this: it holds no timer and no store.
-async fn wait(handle: Arc<Handle>, name: &Name, wish: Wish, timeout: Option<Duration>) -> Result<Lease> {
-    let core = handle.core.clone();
-    let since = core.env.now();
-    let (answer, lease) = oneshot::channel();
-    let deadline = timeout.map(|timeout| since + timeout);
-    let (joined, held) = {
-        let mut lines = lock(&core.lines);
-        let held = lines.held(name).map(|(pulse, since)| (pulse.place.token, since));
-        (lines.join(name, Waiter { wish, since, deadline, handle, answer })?, held)
-    };
-    let (arrival, first) = joined;
-    let _ticket = Ticket { core: &core, name, arrival };
-    observe::waiters(&*core.env, 1.0);
-    if let Some((token, at)) = held {
-        observe::own_holder(name, token, since.since(at));
-    }
-    if first {
-        start(&*core.env, Box::pin(pursue(core.clone(), name.clone())));
-    }
-    lease.await.unwrap_or_else(|_| Err(Error::closed()))
-}
-
-/// A waiter's place in the local line: given up when the waiter goes, however he goes.
-struct Ticket<'a> {
-    core: &'a Core,
-    name: &'a Name,
-    arrival: u64,
-}
-
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
-        let waiter = lock(&self.core.lines).depart(self.name, self.arrival);
-        // Dropped outside the lock: it may hold the last handle.
-        drop(waiter);
-        observe::waiters(&*self.core.env, -1.0);
-    }
-}
-
-/// One attempt past the local line, with a claim that does not queue.
-async fn attempt(handle: Arc<Handle>, name: &Name, wish: Wish) -> Result<Lease> {
-    let core = handle.core.clone();
-    let timeout = |holder, place| {
-        let error = Error::new(ErrorKind::Timeout, "held by another");
-        Err(match holder {
-            Some(holder) => error.with_holder(holder, place),
-            None => error,
-        })
-    };
-    if let Some((holder, place)) = lock(&core.lines).busy(name)? {
-        return timeout(holder, place);
-    }
-    let name = name.clone();
-    let work = async move {
-        let core = handle.core.clone();
-        let mut entry = Entry::new(core.clone(), &name, wish, false);
-        let ahead = match entry.claim_once().await? {
-            Standing::Head(token) => {
-                let pulse = entry.pulse(token);
-                while !core.heartbeat.hold(&pulse) {
-                    core.heartbeat.renew_now(&pulse).await.map_err(|error| match error.kind() {
-                        ErrorKind::Lost => Error::unavailable("the claim was lost while it was made"),
-                        _ => error,
-                    })?;
-                }
-                return entry.lease(handle, pulse);
-            }
-            Standing::Busy(ahead) | Standing::Behind(_, ahead) => ahead,
-            Standing::Lost => return Err(Error::unavailable("the claim was lost while it was made")),
-        };
-        timeout(Some(crate::error::Holder::new(ahead.holder, ahead.owner)), ahead.count)
-    };
-    let bounded = core.clone();
-    run(&core.env, async move { bounded.bounded(work).await }).await
-}
-
-/// Gets leases for the waiters of one name until none is left.
-async fn pursue(core: Arc<Core>, name: Name) {
-    loop {
-        let Some(wish) = lock(&core.lines).next_wish(&name) else { return };
-        let mut entry = Entry::new(core.clone(), &name, wish, true);
-        if let Some(Err(error)) = core.tend(&name, &entry.wish(), entry.pursue()).await {
-            let answer = lock(&core.lines).fail(&name, error);
-            core.answer(answer);
-        }
-    }
-}
-
-/// One claim from its first attempt to enter until it is a lease. Whatever ends it before, it leaves the line.
-struct Entry {
-    core: Arc<Core>,
-    claim: Claim,
-    /// When it was first sent: an idempotent yes to a retry counts from here.
-    first_sent: Option<Moment>,
-    pulse: Option<Arc<Pulse>>,
-    handed_out: bool,
-    _unsettled: TaskTrackerToken,
-}
-
-impl Entry {
-    fn new(core: Arc<Core>, name: &Name, wish: Wish, queues: bool) -> Self {
-        let id = ClaimId(u128::from(core.env.random()) << 64 | u128::from(core.env.random()));
-        let claim = Claim { name: name.clone(), id, ttl: wish.ttl, owner: wish.owner, queues };
-        let _unsettled = core.unsettled.token();
-        Self { core, claim, first_sent: None, pulse: None, handed_out: false, _unsettled }
-    }
-
-    fn wish(&self) -> Wish {
-        Wish { ttl: self.claim.ttl, owner: self.claim.owner.clone() }
-    }
-
-    async fn claim_once(&mut self) -> Result<Standing> {
-        let sent = self.core.env.now();
-        self.first_sent.get_or_insert(sent);
-        let core = self.core.clone();
-        core.bounded(core.store.claim(sent, &self.claim)).await
-    }
-
-    /// From the first attempt to enter until a waiter has the lease. An error is final for the first waiter.
-    async fn pursue(&mut self) -> Result<()> {
-        let mut backoff = Backoff::default();
-        let mut standing = loop {
-            match self.claim_once().await {
-                Ok(standing) => break standing,
-                Err(error) => self.pause(&mut backoff, error).await?,
-            }
-        };
-        loop {
-            standing = match standing {
-                Standing::Head(token) => {
-                    let pulse = self.pulse(token);
-                    if pulse.place.token != token || pulse.end_reason().is_some() {
-                        return Ok(());
-                    }
-                    if self.core.heartbeat.hold(&pulse) {
-                        self.hand_out(&pulse);
-                        return Ok(());
-                    }
-                    match self.core.heartbeat.renew_now(&pulse).await {
-                        Ok(()) => Standing::Head(token),
-                        Err(_) if pulse.end_reason().is_some() => return Ok(()),
-                        Err(error) => {
-                            self.pause(&mut backoff, error).await?;
-                            Standing::Head(token)
-                        }
-                    }
-                }
-                Standing::Behind(token, ahead) => {
-                    let pulse = self.pulse(token);
-                    self.core.heartbeat.keep(&pulse);
-                    lock(&self.core.lines).saw(&self.claim.name, ahead.clone());
-                    let turn = async { self.core.store.turn(&pulse.place, &ahead).await };
-                    if let Err(error) = or(turn, async { Ok(pulse.news.notified().await) }).await {
-                        self.pause(&mut backoff, error).await?;
-                    }
-                    self.look(&pulse, &mut backoff).await?
-                }
-                // Its id is used up: the next round of the pursuit claims anew.
-                Standing::Lost | Standing::Busy(_) => return Ok(()),
-            };
-        }
-    }
-
-    /// Where the claim stands, asked until there is an answer or the claim is dead.
-    async fn look(&self, pulse: &Arc<Pulse>, backoff: &mut Backoff) -> Result<Standing> {
-        loop {
-            if pulse.end_reason().is_some() {
-                return Ok(Standing::Lost);
-            }
-            match self.core.bounded(self.core.store.look(&pulse.place)).await {
-                Ok(standing) => return Ok(standing),
-                Err(error) => self.pause(backoff, error).await?,
-            }
-        }
-    }
-
-    /// Waits before the next try, if another can help.
-    async fn pause(&self, backoff: &mut Backoff, error: Error) -> Result<()> {
-        if !error.is_retryable() {
-            return Err(error);
-        }
-        let (env, now) = (&self.core.env, self.core.env.now());
-        if lock(&self.core.lines).trouble(&self.claim.name, error.duplicate(), now) {
-            observe::retrying(&**env, &self.claim.name, &error);
-        }
-        env.sleep_until(now + backoff.next(env.random())).await;
-        Ok(())
-    }
-
-    /// What the heartbeat keeps of this claim, made when the token is first known.
-    fn pulse(&mut self, token: Token) -> Arc<Pulse> {
-        let confirmed = self.first_sent.expect("a claim that stands was sent");
-        let place = || Place { claim: self.claim.clone(), token };
-        self.pulse.get_or_insert_with(|| Pulse::new(place(), confirmed)).clone()
-    }
-
-    /// Gives the lease to the first waiter, if he still wants it; else the claim leaves.
-    fn hand_out(&mut self, pulse: &Arc<Pulse>) {
-        let taken = lock(&self.core.lines).take(&self.claim.name, &self.wish());
-        if let Some(waiter) = taken {
-            observe::granted(&*self.core.env, &pulse.place, self.core.env.now().since(waiter.since));
-            let lease = self.lease(waiter.handle, pulse.clone());
-            self.core.answer(Some((waiter.answer, lease)));
-        }
-    }
-
-    /// The claim becomes a lease: from here on the lease's own drop cleans up.
-    fn lease(&mut self, handle: Arc<Handle>, pulse: Arc<Pulse>) -> Result<Lease> {
-        let now = self.core.env.now();
-        lock(&self.core.lines).hold(&self.claim.name, &pulse, now)?;
-        self.handed_out = true;
-        Ok(Lease::new(handle, pulse, now))
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        if self.handed_out {
-            return;
-        }
-        if let Some(pulse) = &self.pulse {
-            self.core.heartbeat.end(pulse, EndReason::Released);
-        }
-        if self.first_sent.is_some() {
-            self.core.withdraw(&self.claim);
-        }
-    }
-}
-
-/// Waits between tries: 20 ms, doubled up to 2 s, the later half of each by chance.
-#[derive(Default)]
-struct Backoff(u32);
-
-impl Backoff {
-    fn next(&mut self, random: u64) -> Duration {
-        let longest = (Duration::from_millis(20) * 2_u32.pow(self.0.min(16))).min(Duration::from_secs(2));
-        self.0 += 1;
-        longest / 2 + jitter(longest / 2, random)
-    }
-}
-
-impl Core {
-    fn open(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) { Err(Error::closed()) } else { Ok(()) }
-    }
-
-    /// One store request, bounded by the request timeout.
-    async fn bounded<T>(&self, request: impl Future<Output = Result<T>>) -> Result<T> {
-        let late = || Error::unavailable("the store did not answer within the request timeout").with_doubt();
-        let at = self.env.now() + self.config.request_timeout;
-        until(&*self.env, at, request).await.unwrap_or_else(|| Err(late()))
-    }
-
-    /// Runs the work while somebody first in the local line has this wish, and answers those whose time is up.
-    async fn tend<T>(&self, name: &Name, wish: &Wish, work: impl Future<Output = T>) -> Option<T> {
-        let tending = async {
-            loop {
-                let (interest, late) = lock(&self.lines).tend(name, wish, self.env.now());
-                late.into_iter().for_each(|answer| self.answer(Some(answer)));
-                let Some(interest) = interest else { return None };
-                or(self.env.sleep_until(interest.next_deadline), interest.changed.notified()).await;
-            }
-        };
-        or(async { Some(work.await) }, tending).await
-    }
-
-    /// Answers a waiter where user code may run.
-    fn answer(&self, answer: Option<crate::line::Answer>) {
-        if let Some((to, answer)) = answer {
-            // One who has gone meanwhile drops the lease, which releases it.
-            self.env.deliver(Box::new(move || drop(to.send(answer))));
-        }
-    }
-
-    /// Forgets a lease that was given back.
-    pub(crate) fn forget(&self, pulse: &Arc<Pulse>) {
-        lock(&self.lines).release(&pulse.place.claim.name, pulse);
-    }
-
-    /// Takes a claim out of the line in the background: until it is certain, or the store has dropped it.
-    pub(crate) fn withdraw(self: &Arc<Self>, claim: &Claim) {
-        let (core, claim, unsettled) = (self.clone(), claim.clone(), self.unsettled.token());
-        start(
-            &*self.env,
-            Box::pin(async move {
-                let _unsettled = unsettled;
-                if let Err(error) = core.depart(&claim, core.env.now() + claim.ttl).await {
-                    observe::not_left(&*core.env, &claim.name, &error);
-                }
-            }),
-        );
-    }
-
-    /// Takes a claim out of the line and waits for it, 5 s at most; goes on in the background if dropped.
-    pub(crate) async fn leave(self: &Arc<Self>, claim: &Claim, operation: &'static str) -> Result<()> {
-        let (told, outcome) = oneshot::channel();
-        let (core, leaving, unsettled) = (self.clone(), claim.clone(), self.unsettled.token());
-        let limit = self.env.now() + LEAVE_LIMIT;
-        start(
-            &*self.env,
-            Box::pin(async move {
-                let _unsettled = unsettled;
-                drop(told.send(core.depart(&leaving, limit.max(core.env.now() + leaving.ttl)).await));
-            }),
-        );
-        let env = self.env.clone();
-        let waiting =
-            async move { until(&*env, limit, outcome).await.and_then(Result::ok).unwrap_or_else(Core::no_leave) };
-        run(&self.env, waiting).await.map_err(|error| error.during(operation, Some(&claim.name)))
-    }
-
-    fn no_leave() -> Result<()> {
-        Err(Error::unavailable("the store could not be told within 5 s; the claim is left to expire").with_doubt())
-    }
-
-    async fn depart(&self, claim: &Claim, limit: Moment) -> Result<()> {
-        let mut backoff = Backoff::default();
-        loop {
-            match self.bounded(self.store.leave(claim)).await {
-                Ok(_left_or_gone) => return Ok(()),
-                Err(error) if !error.is_retryable() => return Err(error.with_doubt()),
-                Err(error) if self.env.now() >= limit => return Err(error.with_doubt()),
-                Err(_) => self.env.sleep_until(self.env.now() + backoff.next(self.env.random())).await,
-            }
-        }
-    }
-
-    /// Ends everything: waits with `Closed`, leases by releasing them, then the heartbeat and the store.
-    async fn shut(self: &Arc<Self>) -> Result<()> {
-        let limit = self.env.now() + LEAVE_LIMIT;
-        let (answers, held) = lock(&self.lines).close();
-        if self.closed.swap(true, Ordering::AcqRel) {
-            return Ok(());
-        }
-        answers.into_iter().for_each(|answer| self.answer(Some(answer)));
-        let mut leaving = Vec::new();
-        for pulse in held {
-            if self.heartbeat.end(&pulse, EndReason::Closed).first {
-                let (core, (told, outcome)) = (self.clone(), oneshot::channel());
-                leaving.push(outcome);
-                self.env.spawn(Box::pin(async move {
-                    drop(told.send(core.depart(&pulse.place.claim, limit).await));
-                }));
-            }
-        }
-        let all = async {
-            let mut left = Ok(());
-            for outcome in leaving {
-                left = left.and(outcome.await.unwrap_or_else(|_| Self::no_leave()));
-            }
-            left
-        };
-        let left = until(&*self.env, limit, all).await.unwrap_or_else(Self::no_leave);
-        self.unsettled.close();
-        until(&*self.env, limit, self.unsettled.wait()).await;
-        self.heartbeat.stop();
-        until(&*self.env, limit, self.store.close()).await;
-        left
     }
 }

@@ -363,16 +363,13 @@ impl Dispatcher {
                 this.work();
                 let _ = tx.send(());
             };
-            match spawn_thread(self.name, body) {
-                Ok(thread) => queue.thread = Some((rx, thread)),
-                // Without a thread to be had, late is worse than here.
-                Err(_) => {
-                    let jobs = std::mem::take(&mut queue.jobs);
-                    drop(queue);
-                    jobs.into_iter().for_each(|job| job());
-                    return;
-                }
-            }
+            let Ok(thread) = spawn_thread(self.name, body) else {
+                // With no thread to be had, here is better than never.
+                let jobs = std::mem::take(&mut queue.jobs);
+                drop(queue);
+                return jobs.into_iter().for_each(|job| job());
+            };
+            queue.thread = Some((rx, thread));
         }
         drop(queue);
         self.ready.notify_one();

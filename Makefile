@@ -1,0 +1,45 @@
+# What there is to do with this repository. `make` alone says it.
+
+CARGO ?= cargo
+PYTHON ?= python3
+
+# How much code lease-core may have: see ci/lines.sh.
+LINES := 6000
+# How long the demo runs.
+SECONDS ?= 10
+
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench check fmt tools
+
+help: ## Say what there is to do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: tools ## See leases change hands, for SECONDS=10
+	$(CARGO) run --release --locked -p lease-core --example demo -- --seconds $(SECONDS)
+
+test: tools ## Run every test there is, doc tests too, with all features and with none
+	@echo "== tests: all features"
+	$(CARGO) test --workspace --all-features --locked --no-fail-fast
+	@echo "== tests: no features"
+	$(CARGO) test -p lease-core --no-default-features --locked --no-fail-fast
+
+bench: tools ## Measure
+	$(CARGO) bench -p lease-core --locked
+
+check: tools ## Everything but the tests: format, lints, docs, licences, size
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
+	$(CARGO) clippy -p lease-core --all-targets --no-default-features --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --all-features --locked
+	$(PYTHON) ci/licences.py --self-test
+	$(PYTHON) ci/licences.py
+	sh ci/lines.sh $(LINES)
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+# Rust, a C compiler and Python 3.11 are all it takes, so there is nothing to install here: it says what is missing.
+tools:
+	@sh ci/tools.sh

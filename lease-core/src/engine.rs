@@ -1,0 +1,176 @@
+//! What every task of a manager works on, and how anything leaves: releasing, withdrawing, closing.
+//!
+//! Whatever ends a claim, it leaves the store's line for certain: tried until the store has answered or its ttl has
+//! passed, in the background where nobody waits for it. Closing waits for the last of these before it closes the store.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Moment;
+use crate::config::Config;
+use crate::error::{EndReason, Error, Result};
+use crate::heartbeat::{Heartbeat, Pulse, jitter};
+use crate::line::{Answer, Lines};
+use crate::observe;
+use crate::runtime::{Environment, lock, run, start, until};
+use crate::store::{Claim, Store};
+
+/// How long `release` and `close` take at the most.
+pub(crate) const LEAVE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What every task of a manager works on.
+pub(crate) struct Core {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) env: Arc<dyn Environment>,
+    pub(crate) heartbeat: Arc<Heartbeat>,
+    pub(crate) config: Config,
+    pub(crate) lines: Mutex<Lines>,
+    closed: AtomicBool,
+    /// Claims that are not leases, and claims that are leaving: the store is closed after the last.
+    pub(crate) unsettled: TaskTracker,
+}
+
+/// Held by managers, leases and waiters; when the last is gone, so is the reason to run.
+pub(crate) struct Handle {
+    pub(crate) core: Arc<Core>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let core = self.core.clone();
+        // When the last task has ended nothing keeps the environment, and its threads end by themselves.
+        self.core.env.spawn(Box::pin(async move { drop(core.shut().await) }));
+    }
+}
+
+impl Core {
+    pub(crate) fn new(config: Config, store: Arc<dyn Store>, env: Arc<dyn Environment>) -> Arc<Self> {
+        let heartbeat = Heartbeat::new(store.clone(), env.clone(), config.request_timeout);
+        let (lines, closed, unsettled) = (Mutex::default(), AtomicBool::new(false), TaskTracker::new());
+        Arc::new(Self { store, env, heartbeat, config, lines, closed, unsettled })
+    }
+
+    /// Fails once the manager is closed.
+    pub(crate) fn open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::closed()) } else { Ok(()) }
+    }
+
+    /// One store request, bounded by the request timeout.
+    pub(crate) async fn bounded<T>(&self, request: impl Future<Output = Result<T>>) -> Result<T> {
+        let late = || Error::unavailable("the store did not answer within the request timeout").with_doubt();
+        let at = self.env.now() + self.config.request_timeout;
+        until(&*self.env, at, request).await.unwrap_or_else(|| Err(late()))
+    }
+
+    /// Answers a waiter where user code may run.
+    pub(crate) fn answer(&self, answer: Answer) {
+        let (to, answer) = answer;
+        // One who has gone meanwhile drops the lease, which releases it.
+        self.env.deliver(Box::new(move || drop(to.send(answer))));
+    }
+
+    /// Forgets a lease that was given back.
+    pub(crate) fn forget(&self, pulse: &Arc<Pulse>) {
+        lock(&self.lines).release(&pulse.place.claim.name, pulse);
+    }
+
+    /// Takes a claim out of the line in the background: until it is certain, or the store has dropped it.
+    pub(crate) fn withdraw(self: &Arc<Self>, claim: &Claim) {
+        let (core, claim, unsettled) = (self.clone(), claim.clone(), self.unsettled.token());
+        start(
+            &*self.env,
+            Box::pin(async move {
+                let _unsettled = unsettled;
+                if let Err(error) = core.depart(&claim, core.env.now() + claim.ttl).await {
+                    observe::not_left(&*core.env, &claim.name, &error);
+                }
+            }),
+        );
+    }
+
+    /// Takes a claim out of the line and waits for it, 5 s at most; goes on in the background if dropped.
+    pub(crate) async fn leave(self: &Arc<Self>, claim: &Claim, operation: &'static str) -> Result<()> {
+        let (told, outcome) = oneshot::channel();
+        let (core, leaving, unsettled) = (self.clone(), claim.clone(), self.unsettled.token());
+        let limit = self.env.now() + LEAVE_LIMIT;
+        start(
+            &*self.env,
+            Box::pin(async move {
+                let _unsettled = unsettled;
+                drop(told.send(core.depart(&leaving, limit.max(core.env.now() + leaving.ttl)).await));
+            }),
+        );
+        let env = self.env.clone();
+        let waiting =
+            async move { until(&*env, limit, outcome).await.and_then(Result::ok).unwrap_or_else(Core::no_leave) };
+        run(&self.env, waiting).await.map_err(|error| error.during(operation, Some(&claim.name)))
+    }
+
+    fn no_leave() -> Result<()> {
+        Err(Error::unavailable("the store could not be told within 5 s; the claim is left to expire").with_doubt())
+    }
+
+    async fn depart(&self, claim: &Claim, limit: Moment) -> Result<()> {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.bounded(self.store.leave(claim)).await {
+                Ok(_left_or_gone) => return Ok(()),
+                Err(error) if !error.is_retryable() => return Err(error.with_doubt()),
+                Err(error) if self.env.now() >= limit => return Err(error.with_doubt()),
+                Err(_) => self.env.sleep_until(self.env.now() + backoff.next(self.env.random())).await,
+            }
+        }
+    }
+
+    /// Ends everything: waits with `Closed`, leases by releasing them, then the heartbeat and the store.
+    pub(crate) async fn shut(self: &Arc<Self>) -> Result<()> {
+        let limit = self.env.now() + LEAVE_LIMIT;
+        let (answers, held) = lock(&self.lines).close();
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        for answer in answers {
+            self.answer(answer);
+        }
+        let mut leaving = Vec::new();
+        for pulse in held {
+            if self.heartbeat.end(&pulse, EndReason::Closed).first {
+                let (core, (told, outcome)) = (self.clone(), oneshot::channel());
+                leaving.push(outcome);
+                self.env.spawn(Box::pin(async move {
+                    drop(told.send(core.depart(&pulse.place.claim, limit).await));
+                }));
+            }
+        }
+        let all = async {
+            let mut left = Ok(());
+            for outcome in leaving {
+                left = left.and(outcome.await.unwrap_or_else(|_| Self::no_leave()));
+            }
+            left
+        };
+        let left = until(&*self.env, limit, all).await.unwrap_or_else(Self::no_leave);
+        self.unsettled.close();
+        until(&*self.env, limit, self.unsettled.wait()).await;
+        self.heartbeat.stop();
+        until(&*self.env, limit, self.store.close()).await;
+        left
+    }
+}
+
+/// Waits between tries: 20 ms, doubled up to 2 s, the later half of each by chance.
+#[derive(Default)]
+pub(crate) struct Backoff(u32);
+
+impl Backoff {
+    pub(crate) fn next(&mut self, random: u64) -> Duration {
+        let longest = (Duration::from_millis(20) * 2_u32.pow(self.0.min(16))).min(Duration::from_secs(2));
+        self.0 += 1;
+        longest / 2 + jitter(longest / 2, random)
+    }
+}

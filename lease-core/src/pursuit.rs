@@ -1,0 +1,274 @@
+//! Why does my waiter wait? The path of an acquire.
+//!
+//! A waiter joins the local line of its name. One *pursuit* a name, started by the first waiter and ending with the last,
+//! owns the manager's next claim in the store: it enters, waits for its turn, looks, and hands the lease to whoever is
+//! first in the local line then. Everything a pursuit awaits is tended: it ends at once when nobody wants its claim any
+//! more, and whatever ends it, the claim leaves the store's line unless it became a lease.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_lite::future::or;
+use tokio::sync::oneshot;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::clock::Moment;
+use crate::engine::{Backoff, Core, Handle};
+use crate::error::{EndReason, Error, ErrorKind, Holder, Result};
+use crate::heartbeat::Pulse;
+use crate::lease::Lease;
+use crate::line::{Waiter, Wish};
+use crate::observe;
+use crate::runtime::{lock, run, start};
+use crate::store::{Claim, ClaimId, Name, Place, Standing, Token};
+
+/// Joins the local line and waits there. The caller polls only this: it holds no timer and no store.
+pub(crate) async fn wait(handle: Arc<Handle>, name: &Name, wish: Wish, timeout: Option<Duration>) -> Result<Lease> {
+    let core = handle.core.clone();
+    let since = core.env.now();
+    let (answer, lease) = oneshot::channel();
+    let deadline = timeout.map(|timeout| since + timeout);
+    let (joined, held) = {
+        let mut lines = lock(&core.lines);
+        let held = lines.held(name).map(|(pulse, since)| (pulse.place.token, since));
+        (lines.join(name, Waiter { wish, since, deadline, handle, answer })?, held)
+    };
+    let (arrival, first) = joined;
+    let _ticket = Ticket { core: &core, name, arrival };
+    observe::waiters(&*core.env, 1.0);
+    if let Some((token, at)) = held {
+        observe::own_holder(name, token, since.since(at));
+    }
+    if first {
+        start(&*core.env, Box::pin(pursue(core.clone(), name.clone())));
+    }
+    lease.await.unwrap_or_else(|_| Err(Error::closed()))
+}
+
+/// A waiter's place in the local line: given up when the waiter goes, however he goes.
+struct Ticket<'a> {
+    core: &'a Core,
+    name: &'a Name,
+    arrival: u64,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let waiter = lock(&self.core.lines).depart(self.name, self.arrival);
+        // Dropped outside the lock: it may hold the last handle.
+        drop(waiter);
+        observe::waiters(&*self.core.env, -1.0);
+    }
+}
+
+/// One attempt past the local line, with a claim that does not queue.
+pub(crate) async fn attempt(handle: Arc<Handle>, name: &Name, wish: Wish) -> Result<Lease> {
+    let core = handle.core.clone();
+    let timeout = |holder, place| {
+        let error = Error::new(ErrorKind::Timeout, "held by another");
+        Err(match holder {
+            Some(holder) => error.with_holder(holder, place),
+            None => error,
+        })
+    };
+    if let Some((holder, place)) = lock(&core.lines).busy(name)? {
+        return timeout(holder, place);
+    }
+    let name = name.clone();
+    let work = async move {
+        let core = handle.core.clone();
+        let mut entry = Entry::new(core.clone(), &name, wish, false);
+        let ahead = match entry.claim_once().await? {
+            Standing::Head(token) => {
+                let pulse = entry.pulse(token);
+                while !core.heartbeat.hold(&pulse) {
+                    core.heartbeat.renew_now(&pulse).await.map_err(|error| match error.kind() {
+                        ErrorKind::Lost => Error::unavailable("the claim was lost while it was made"),
+                        _ => error,
+                    })?;
+                }
+                return entry.lease(handle, pulse);
+            }
+            Standing::Busy(ahead) | Standing::Behind(_, ahead) => ahead,
+            Standing::Lost => return Err(Error::unavailable("the claim was lost while it was made")),
+        };
+        timeout(Some(Holder::new(ahead.holder, ahead.owner)), ahead.count)
+    };
+    let bounded = core.clone();
+    run(&core.env, async move { bounded.bounded(work).await }).await
+}
+
+/// Gets leases for the waiters of one name until none is left.
+async fn pursue(core: Arc<Core>, name: Name) {
+    loop {
+        let Some(wish) = lock(&core.lines).next_wish(&name) else { return };
+        let mut entry = Entry::new(core.clone(), &name, wish, true);
+        if let Some(Err(error)) = tend(&core, &name, &entry.wish(), entry.pursue()).await {
+            let failed = lock(&core.lines).fail(&name, error);
+            if let Some(answer) = failed {
+                core.answer(answer);
+            }
+        }
+    }
+}
+
+/// Runs the work while somebody first in the local line has this wish, and answers those whose time is up.
+async fn tend<T>(core: &Core, name: &Name, wish: &Wish, work: impl Future<Output = T>) -> Option<T> {
+    let tending = async {
+        loop {
+            let (interest, late) = lock(&core.lines).tend(name, wish, core.env.now());
+            for answer in late {
+                core.answer(answer);
+            }
+            let interest = interest?;
+            or(core.env.sleep_until(interest.next_deadline), interest.changed.notified()).await;
+        }
+    };
+    or(async { Some(work.await) }, tending).await
+}
+
+/// One claim from its first attempt to enter until it is a lease. Whatever ends it before, it leaves the line.
+struct Entry {
+    core: Arc<Core>,
+    claim: Claim,
+    /// When it was first sent: an idempotent yes to a retry counts from here.
+    first_sent: Option<Moment>,
+    pulse: Option<Arc<Pulse>>,
+    handed_out: bool,
+    _unsettled: TaskTrackerToken,
+}
+
+impl Entry {
+    fn new(core: Arc<Core>, name: &Name, wish: Wish, queues: bool) -> Self {
+        let id = ClaimId(u128::from(core.env.random()) << 64 | u128::from(core.env.random()));
+        let claim = Claim { name: name.clone(), id, ttl: wish.ttl, owner: wish.owner, queues };
+        let unsettled = core.unsettled.token();
+        Self { core, claim, first_sent: None, pulse: None, handed_out: false, _unsettled: unsettled }
+    }
+
+    fn wish(&self) -> Wish {
+        Wish { ttl: self.claim.ttl, owner: self.claim.owner.clone() }
+    }
+
+    async fn claim_once(&mut self) -> Result<Standing> {
+        let sent = self.core.env.now();
+        self.first_sent.get_or_insert(sent);
+        let core = self.core.clone();
+        core.bounded(core.store.claim(sent, &self.claim)).await
+    }
+
+    /// From the first attempt to enter until a waiter has the lease. An error is final for the first waiter.
+    async fn pursue(&mut self) -> Result<()> {
+        let mut backoff = Backoff::default();
+        let mut standing = loop {
+            match self.claim_once().await {
+                Ok(standing) => break standing,
+                Err(error) => self.pause(&mut backoff, error).await?,
+            }
+        };
+        loop {
+            standing = match standing {
+                Standing::Head(token) => {
+                    let pulse = self.pulse(token);
+                    if pulse.place.token != token || pulse.end_reason().is_some() {
+                        return Ok(());
+                    }
+                    if self.core.heartbeat.hold(&pulse) {
+                        self.hand_out(&pulse);
+                        return Ok(());
+                    }
+                    match self.core.heartbeat.renew_now(&pulse).await {
+                        Ok(()) => Standing::Head(token),
+                        Err(_) if pulse.end_reason().is_some() => return Ok(()),
+                        Err(error) => {
+                            self.pause(&mut backoff, error).await?;
+                            Standing::Head(token)
+                        }
+                    }
+                }
+                Standing::Behind(token, ahead) => {
+                    let pulse = self.pulse(token);
+                    self.core.heartbeat.keep(&pulse);
+                    lock(&self.core.lines).saw(&self.claim.name, ahead.clone());
+                    let turn = async { self.core.store.turn(&pulse.place, &ahead).await };
+                    let news = async {
+                        pulse.news.notified().await;
+                        Ok(())
+                    };
+                    if let Err(error) = or(turn, news).await {
+                        self.pause(&mut backoff, error).await?;
+                    }
+                    self.look(&pulse, &mut backoff).await?
+                }
+                // Its id is used up: the next round of the pursuit claims anew.
+                Standing::Lost | Standing::Busy(_) => return Ok(()),
+            };
+        }
+    }
+
+    /// Where the claim stands, asked until there is an answer or the claim is dead.
+    async fn look(&self, pulse: &Arc<Pulse>, backoff: &mut Backoff) -> Result<Standing> {
+        loop {
+            if pulse.end_reason().is_some() {
+                return Ok(Standing::Lost);
+            }
+            match self.core.bounded(self.core.store.look(&pulse.place)).await {
+                Ok(standing) => return Ok(standing),
+                Err(error) => self.pause(backoff, error).await?,
+            }
+        }
+    }
+
+    /// Waits before the next try, if another can help.
+    async fn pause(&self, backoff: &mut Backoff, error: Error) -> Result<()> {
+        if !error.is_retryable() {
+            return Err(error);
+        }
+        let (env, now) = (&self.core.env, self.core.env.now());
+        if lock(&self.core.lines).trouble(&self.claim.name, error.duplicate(), now) {
+            observe::retrying(&**env, &self.claim.name, &error);
+        }
+        env.sleep_until(now + backoff.next(env.random())).await;
+        Ok(())
+    }
+
+    /// What the heartbeat keeps of this claim, made when the token is first known.
+    fn pulse(&mut self, token: Token) -> Arc<Pulse> {
+        let confirmed = self.first_sent.expect("a claim that stands was sent");
+        let place = || Place { claim: self.claim.clone(), token };
+        self.pulse.get_or_insert_with(|| Pulse::new(place(), confirmed)).clone()
+    }
+
+    /// Gives the lease to the first waiter, if he still wants it; else the claim leaves.
+    fn hand_out(&mut self, pulse: &Arc<Pulse>) {
+        let taken = lock(&self.core.lines).take(&self.claim.name, &self.wish());
+        if let Some(waiter) = taken {
+            observe::granted(&*self.core.env, &pulse.place, self.core.env.now().since(waiter.since));
+            let lease = self.lease(waiter.handle, pulse.clone());
+            self.core.answer((waiter.answer, lease));
+        }
+    }
+
+    /// The claim becomes a lease: from here on the lease's own drop cleans up.
+    fn lease(&mut self, handle: Arc<Handle>, pulse: Arc<Pulse>) -> Result<Lease> {
+        let now = self.core.env.now();
+        lock(&self.core.lines).hold(&self.claim.name, &pulse, now)?;
+        self.handed_out = true;
+        Ok(Lease::new(handle, pulse, now))
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if self.handed_out {
+            return;
+        }
+        if let Some(pulse) = &self.pulse {
+            self.core.heartbeat.end(pulse, EndReason::Released);
+        }
+        if self.first_sent.is_some() {
+            self.core.withdraw(&self.claim);
+        }
+    }
+}
