@@ -5,8 +5,8 @@ PYTHON ?= python3
 
 # How much code lease-core may have: see ci/lines.sh.
 LINES := 6000
-# How long the demo runs.
-SECONDS ?= 10
+# How long the demo runs: at least 6.
+SECONDS ?= 8
 
 export PYTHON
 
@@ -16,7 +16,7 @@ export PYTHON
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: tools ## See leases change hands, for SECONDS=10
+demo: tools ## Fifty contenders in ten processes want one name, for SECONDS=8
 	$(CARGO) run --release --locked -p lease-core --example demo -- --seconds $(SECONDS)
 
 test: tools ## Run every test there is, doc tests too, with all features and with none
@@ -28,7 +28,8 @@ test: tools ## Run every test there is, doc tests too, with all features and wit
 bench: tools ## Measure
 	$(CARGO) bench -p lease-core --locked
 
-check: tools ## Everything but the tests: format, lints, docs, licences, size
+check: ## Everything but the tests: format, lints, docs, licences, size
+	@sh ci/tools.sh check
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
 	$(CARGO) clippy -p lease-core --all-targets --no-default-features --locked -- -D warnings
@@ -40,6 +41,6 @@ check: tools ## Everything but the tests: format, lints, docs, licences, size
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
-# Rust, a C compiler and Python 3.11 are all it takes, so there is nothing to install here: it says what is missing.
+# Rust and a C compiler are all it takes, and Python 3.11 for the checks: nothing to install, so it says what is missing.
 tools:
 	@sh ci/tools.sh

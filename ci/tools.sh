@@ -1,5 +1,5 @@
 #!/bin/sh
-# Says what this machine lacks for building and testing, and how to get it without root.
+# Says what this machine lacks, and how to get it without root: to build and test, or with `check` for `make check` too.
 set -eu
 
 missing=0
@@ -19,14 +19,16 @@ if ! command -v cargo >/dev/null; then
 else
     found=$(cargo --version | cut -d ' ' -f 2)
     at_least "$found" "$rust" || lacks "Rust $rust; found $found. Run: rustup update stable"
-    cargo fmt --version >/dev/null 2>&1 || lacks "rustfmt. Run: rustup component add rustfmt"
-    cargo clippy --version >/dev/null 2>&1 || lacks "clippy. Run: rustup component add clippy"
 fi
 
 command -v "${CC:-cc}" >/dev/null ||
     lacks "a C compiler, for the SQLite that is built in. Set CC to one, or install gcc or clang"
 
-"${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-    lacks "Python 3.11 or later, for the checks in ci/. Set PYTHON to one"
+if [ "${1:-}" = check ]; then
+    cargo fmt --version >/dev/null 2>&1 || lacks "rustfmt. Run: rustup component add rustfmt"
+    cargo clippy --version >/dev/null 2>&1 || lacks "clippy. Run: rustup component add clippy"
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        lacks "Python 3.11 or later, for the checks in ci/. Set PYTHON to one"
+fi
 
 exit "$missing"

@@ -35,6 +35,8 @@
 //! Nothing here sleeps to be right. An event is awaited with a limit; that something does *not* happen before an instant
 //! is judged only when the clock, read after the answer, has not reached it.
 
+#![expect(clippy::missing_panics_doc, reason = "the answer of a clause that is broken is a panic")]
+
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -441,7 +443,7 @@ pub async fn s4_renewals_are_answered_in_order(harness: &dyn Harness) {
     let mut places = Vec::new();
     for at in 0..12 {
         places.push(party.hold(&party.claim(&harness.unique_name("batch"), LONG)).await);
-        if at % 3 == 1 {
+        if at % 3 == 0 {
             party.leave(&places[at].claim).await;
         }
     }
@@ -451,10 +453,10 @@ pub async fn s4_renewals_are_answered_in_order(harness: &dyn Harness) {
     for (at, answer) in answers.into_iter().enumerate() {
         match party.ok("renewal", answer) {
             Renewal::Renewed { confirmed, .. } => {
-                assert!(at % 3 != 1, "S4: answer {at} is another's: that claim had left");
+                assert!(at % 3 != 0, "S4: answer {at} is another's: that claim had left");
                 assert!(confirmed <= sent, "S4: confirmed later than sent");
             }
-            lost @ Renewal::Lost { .. } => assert!(at % 3 == 1, "S4: answer {at} is another's: {lost:?}"),
+            lost @ Renewal::Lost { .. } => assert!(at % 3 == 0, "S4: answer {at} is another's: {lost:?}"),
         }
         party.leave(&places[at].claim).await;
     }
@@ -718,6 +720,8 @@ pub async fn s7_one_handover_wakes_one_waiter(harness: &dyn Harness) {
     }
     let served = waiting.into_iter().map(async |(party, standing, claim)| {
         let (_, wakes) = party.follow(&claim, standing).await;
+        // Held for a moment, so that a herd has the time to show itself.
+        party.env.sleep_until(party.env.now() + Duration::from_millis(20)).await;
         party.leave(&claim).await;
         wakes
     });
@@ -726,7 +730,7 @@ pub async fn s7_one_handover_wakes_one_waiter(harness: &dyn Harness) {
         yield_now().await;
         parties[0].leave(&first).await;
     };
-    let (served, _) = zip(together(served), leaving).await;
+    let (served, ()) = zip(together(served), leaving).await;
     let wakes: u32 = served.iter().sum();
     assert!(wakes <= 2 * WAITERS, "S7: {wakes} wakes for {WAITERS} hand-overs: a herd");
     close(&parties).await;
@@ -859,11 +863,17 @@ pub async fn s8_dead_waiter_is_skipped_at_its_turn(harness: &dyn Harness) {
     let standing = c.enter(&claims[2]).await;
     a.leave(&claims[0]).await;
     let latest = c.env.now() + ttl + c.store.limits().slack;
-    let (Standing::Behind(token, _) | Standing::Head(token)) = standing else { panic!("S8: {standing:?} on entering") };
-    let (last, _) = c.follow(&claims[2], standing).await;
-    assert_eq!(last.token, token, "S8: the claim that waited holds");
+    let token = match standing {
+        Standing::Behind(token, ahead) => {
+            c.turn(&Place { claim: claims[2].clone(), token }, &ahead).await;
+            token
+        }
+        Standing::Head(token) => token,
+        other => panic!("S8: entered, and is {other:?}"),
+    };
     c.env.sleep_until(latest).await;
-    assert_eq!(c.look(&last).await, Standing::Head(token), "S8: who passed over the dead holds");
+    let last = Place { claim: claims[2].clone(), token };
+    assert_eq!(c.look(&last).await, Standing::Head(token), "S8: a dead waiter holds up the next one");
     assert_eq!(b.leave(&claims[1]).await, Departure::Gone, "S8: the dead waiter was passed over");
     c.leave(&claims[2]).await;
     close(&parties).await;
@@ -891,10 +901,10 @@ pub async fn s9_final_leave(harness: &dyn Harness) {
 pub async fn s9_unanswered_claim_never_enters_after_leave(harness: &dyn Harness) {
     let (a, b) = Party::pair(harness, "S9").await;
     let name = harness.unique_name("ghost");
-    for polls in (0..POLLS).chain(0..POLLS) {
+    for (polls, again) in (0..POLLS).flat_map(|polls| (0..POLLS).map(move |again| (polls, again))) {
         let ghost = a.claim(&name, LONG);
         a.cut(polls, a.store.claim(a.env.now(), &ghost)).await;
-        a.cut(POLLS - polls, a.store.claim(a.env.now(), &ghost)).await;
+        a.cut(again, a.store.claim(a.env.now(), &ghost)).await;
         a.leave(&ghost).await;
         // What that store had on the way is done when it has done this.
         let other = a.claim(&harness.unique_name("other"), LONG);
@@ -1061,53 +1071,10 @@ pub async fn s12_list_takes_any_prefix(harness: &dyn Harness) {
 
 /// Names that a careless mapping to keys, patterns, paths or ranges makes meet.
 fn awkward_names(root: &str) -> Vec<Name> {
-    let ends = [
-        "",
-        "/",
-        "//",
-        "/a",
-        "/a/",
-        "/a/b",
-        "/ab",
-        "/A",
-        "/a%",
-        "/a%2Fb",
-        "/a%2fb",
-        "/a_",
-        "/a*",
-        "/a?",
-        "/[a]",
-        "/..",
-        "/../a",
-        "/.",
-        "a",
-        "b",
-        "%",
-        "_",
-        " ",
-        "  ",
-        "\t",
-        "\n",
-        "\r\n",
-        "'",
-        "\"",
-        "\\",
-        "\\x00",
-        ":",
-        ";",
-        "#",
-        "~",
-        "\u{1}",
-        "\u{7f}",
-        "\u{80}",
-        "\u{e9}",
-        "e\u{301}",
-        "\u{fffd}",
-        "\u{1f512}",
-        "\u{1f512}\u{fe0f}",
-        "\u{10ffff}",
-    ];
-    let mut names: Vec<String> = ends.iter().map(|end| format!("{root}{end}")).collect();
+    // Parted by `|`: nothing, separators, wildcards, escapes, quotes, control characters, and letters that look alike.
+    let ends = "|/|//|/a|/a/|/a/b|/ab|/A|/a%|/a%2Fb|/a%2fb|/a_|/a*|/a?|/[a]|/.|/..|/../a|a|b|%|_|\\|\\x00|:|;|#|~|'|\"| |  |\t\
+                |\n|\r\n|\u{1}|\u{7f}|\u{80}|\u{e9}|e\u{301}|\u{fffd}|\u{1f512}|\u{1f512}\u{fe0f}|\u{10ffff}";
+    let mut names: Vec<String> = ends.split('|').map(|end| format!("{root}{end}")).collect();
     names.extend(["/", "%", "_", ".", " ", "\\", "\u{1f512}", "\u{1}"].map(|begin| format!("{begin}{root}")));
     for unit in ["x", "/", "%", "\u{e9}", "\u{1f512}"] {
         let fits = (Name::MAX_BYTES - root.len()) / unit.len();
@@ -1198,6 +1165,7 @@ impl Party {
                     let place = Place { claim: claim.clone(), token };
                     self.turn(&place, &ahead).await;
                     wakes += 1;
+                    assert!(wakes < 1000, "{}: woken {wakes} times, and still behind {ahead:?}", self.clause);
                     standing = self.look(&place).await;
                 }
                 other => panic!("{}: a waiting claim is {other:?}", self.clause),
@@ -1210,7 +1178,7 @@ impl Party {
     async fn waits_until(&self, sent: Moment, ttl: Duration, place: &Place) -> bool {
         let mut observed = false;
         for part in 1..8 {
-            self.env.sleep_until(sent + (ttl - ttl / (1 << part))).await;
+            self.env.sleep_until(sent + ttl * ((1 << part) - 1) / (1 << part)).await;
             let standing = self.look(place).await;
             if self.env.now() < sent + ttl {
                 let waits = matches!(standing, Standing::Behind(..));

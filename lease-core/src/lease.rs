@@ -180,7 +180,7 @@ impl Lease {
     /// # Cancel safety
     /// Once polled, the release goes on in the background though this is dropped.
     pub async fn release(self) -> Result<()> {
-        let span = tracing::debug_span!("lease.release", name = %self.name(), token = %self.token());
+        let span = tracing::debug_span!("lease.release", name = ?self.name(), token = %self.token());
         self.give_back().instrument(span).await
     }
 

@@ -182,6 +182,16 @@ impl Lines {
         Some((self.depart(name, arrival)?.answer, Err(error)))
     }
 
+    /// The pursuit of the name is gone, and not because it was over: gives back those who relied on it.
+    pub(crate) fn abandon(&mut self, name: &Name) -> Vec<Waiter> {
+        let Some(line) = self.names.get_mut(name) else { return Vec::new() };
+        line.pursued = false;
+        line.deadlines.clear();
+        let stranded = std::mem::take(&mut line.waiters);
+        self.settle(name);
+        stranded.into_values().collect()
+    }
+
     pub(crate) fn saw(&mut self, name: &Name, ahead: Ahead) {
         if let Some(line) = self.names.get_mut(name) {
             line.ahead = Some(ahead);

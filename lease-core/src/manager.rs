@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_core::Stream;
-use tokio::sync::oneshot;
 use tracing::Instrument;
 
 use crate::config::{Builder, Config};
@@ -15,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lease::Lease;
 use crate::line::Wish;
 use crate::pursuit::{attempt, wait};
-use crate::runtime::{Environment, run, start};
+use crate::runtime::{Environment, run, see_through};
 use crate::store::{Name, Record, Store, Token};
 
 /// A manager of leases on one store. Cheap to clone; all clones are the same manager.
@@ -216,14 +215,7 @@ impl Manager {
         let core = self.handle.core.clone();
         let limit = core.env.now() + LEAVE_LIMIT;
         let closing = core.clone();
-        let (told, outcome) = oneshot::channel();
-        start(
-            &*core.env,
-            Box::pin(async move {
-                drop(told.send(closing.shut().await));
-            }),
-        );
-        let left = outcome.await.unwrap_or(Ok(()));
+        let left = see_through(&core.env, async move { closing.shut().await }).await;
         core.env.stop(limit).await;
         left.map_err(|error| error.during("close", None))
     }
@@ -304,7 +296,7 @@ impl Acquire {
         checked.map_err(|error| error.during("acquire", Some(&name)))?;
         let wish = Wish { ttl: self.ttl, owner: self.owner };
         let handle = self.manager.handle.clone();
-        let span = tracing::debug_span!("lease.acquire", %name);
+        let span = tracing::debug_span!("lease.acquire", ?name);
         let acquired = async {
             match self.timeout {
                 Some(Duration::ZERO) => attempt(handle, &name, wish).await,

@@ -17,7 +17,7 @@ pub(crate) fn granted(env: &dyn Environment, place: &Place, waited: Duration) {
     if details() {
         let (name, token) = (place.claim.name.clone(), place.token);
         env.log(Box::new(move || {
-            tracing::debug!(%name, %token, ?waited, "acquired");
+            tracing::debug!(?name, %token, ?waited, "acquired");
             #[cfg(feature = "metrics")]
             {
                 metrics::histogram!("lease.acquire.duration").record(waited);
@@ -32,7 +32,7 @@ pub(crate) fn ended(env: &dyn Environment, place: &Place, held: Duration, reason
     if details() {
         let (name, token) = (place.claim.name.clone(), place.token);
         env.log(Box::new(move || {
-            tracing::debug!(%name, %token, ?held, %reason, "ended");
+            tracing::debug!(?name, %token, ?held, %reason, "ended");
             #[cfg(feature = "metrics")]
             {
                 metrics::histogram!("lease.hold.duration").record(held);
@@ -45,7 +45,7 @@ pub(crate) fn ended(env: &dyn Environment, place: &Place, held: Duration, reason
 pub(crate) fn lost(env: &dyn Environment, place: &Place, reason: EndReason) {
     let (name, token) = (place.claim.name.clone(), place.token);
     env.log(Box::new(move || {
-        tracing::warn!(%name, %token, %reason, "lease lost: the work under it must stop");
+        tracing::warn!(?name, %token, %reason, "lease lost: the work under it must stop");
         #[cfg(feature = "metrics")]
         metrics::counter!("lease.losses", "reason" => reason.name()).increment(1);
     }));
@@ -56,7 +56,7 @@ pub(crate) fn renewed(env: &dyn Environment, place: &Place, took: Duration, head
     if details() {
         let (name, token) = (place.claim.name.clone(), place.token);
         env.log(Box::new(move || {
-            tracing::debug!(%name, %token, ?took, ?headroom, "renewed");
+            tracing::debug!(?name, %token, ?took, ?headroom, "renewed");
             #[cfg(feature = "metrics")]
             {
                 metrics::histogram!("lease.renew.duration").record(took);
@@ -69,25 +69,25 @@ pub(crate) fn renewed(env: &dyn Environment, place: &Place, took: Duration, head
 pub(crate) fn not_renewed(env: &dyn Environment, place: &Place, error: &Error) {
     if details() {
         let (name, token, error) = (place.claim.name.clone(), place.token, error.to_string());
-        env.log(Box::new(move || tracing::debug!(%name, %token, %error, "renewal failed; trying again")));
+        env.log(Box::new(move || tracing::debug!(?name, %token, %error, "renewal failed; trying again")));
     }
 }
 
 pub(crate) fn retrying(env: &dyn Environment, name: &Name, error: &Error) {
     let (name, error) = (name.clone(), error.to_string());
-    env.log(Box::new(move || tracing::warn!(%name, %error, "the store does not answer; acquire keeps trying")));
+    env.log(Box::new(move || tracing::warn!(?name, %error, "the store does not answer; acquire keeps trying")));
 }
 
 pub(crate) fn own_holder(name: &Name, token: Token, held: Duration) {
     tracing::warn!(
-        %name, %token,
+        ?name, %token,
         "acquire waits for a lease held by this process since {held:.1?}: leases are not re-entrant"
     );
 }
 
 pub(crate) fn not_left(env: &dyn Environment, name: &Name, error: &Error) {
     let (name, error) = (name.clone(), error.to_string());
-    env.log(Box::new(move || tracing::warn!(%name, %error, "could not leave the line; the claim is left to expire")));
+    env.log(Box::new(move || tracing::warn!(?name, %error, "could not leave the line; the claim is left to expire")));
 }
 
 #[cfg(feature = "metrics")]

@@ -75,7 +75,7 @@ pub(crate) async fn attempt(handle: Arc<Handle>, name: &Name, wish: Wish) -> Res
     if let Some((holder, place)) = lock(&core.lines).busy(name)? {
         return timeout(holder, place);
     }
-    let name = name.clone();
+    let (name, since) = (name.clone(), core.env.now());
     let work = async move {
         let core = handle.core.clone();
         let mut entry = Entry::new(core.clone(), &name, wish, false);
@@ -88,7 +88,7 @@ pub(crate) async fn attempt(handle: Arc<Handle>, name: &Name, wish: Wish) -> Res
                         _ => error,
                     })?;
                 }
-                return entry.lease(handle, pulse);
+                return entry.lease(handle, pulse, since);
             }
             Standing::Busy(ahead) | Standing::Behind(_, ahead) => ahead,
             Standing::Lost => return Err(Error::unavailable("the claim was lost while it was made")),
@@ -101,14 +101,40 @@ pub(crate) async fn attempt(handle: Arc<Handle>, name: &Name, wish: Wish) -> Res
 
 /// Gets leases for the waiters of one name until none is left.
 async fn pursue(core: Arc<Core>, name: Name) {
+    let mut pursuit = Pursuit { core: &core, name: &name, over: false };
     loop {
-        let Some(wish) = lock(&core.lines).next_wish(&name) else { return };
+        let Some(wish) = lock(&core.lines).next_wish(&name) else {
+            pursuit.over = true;
+            return;
+        };
         let mut entry = Entry::new(core.clone(), &name, wish, true);
         if let Some(Err(error)) = tend(&core, &name, &entry.wish(), entry.pursue()).await {
             let failed = lock(&core.lines).fail(&name, error);
             if let Some(answer) = failed {
                 core.answer(answer);
             }
+        }
+    }
+}
+
+/// A pursuit that runs. One that is dropped before it is over, by a panic of a store or because the library's thread
+/// ends, must not leave its waiters waiting.
+struct Pursuit<'a> {
+    core: &'a Core,
+    name: &'a Name,
+    over: bool,
+}
+
+impl Drop for Pursuit<'_> {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let stranded = lock(&self.core.lines).abandon(self.name);
+        for waiter in stranded {
+            let error = self.core.open().err();
+            let error = error.unwrap_or_else(|| Error::new(ErrorKind::Internal, "the store panicked: see its message"));
+            self.core.answer((waiter.answer, Err(error)));
         }
     }
 }
@@ -169,11 +195,12 @@ impl Entry {
         };
         loop {
             standing = match standing {
+                // Another token than the known one: the first claim was lost, and this id is used up.
+                Standing::Head(token) | Standing::Behind(token, _) if self.pulse(token).place.token != token => {
+                    return Ok(());
+                }
                 Standing::Head(token) => {
                     let pulse = self.pulse(token);
-                    if pulse.place.token != token || pulse.end_reason().is_some() {
-                        return Ok(());
-                    }
                     if self.core.heartbeat.hold(&pulse) {
                         self.hand_out(&pulse);
                         return Ok(());
@@ -244,17 +271,17 @@ impl Entry {
     fn hand_out(&mut self, pulse: &Arc<Pulse>) {
         let taken = lock(&self.core.lines).take(&self.claim.name, &self.wish());
         if let Some(waiter) = taken {
-            observe::granted(&*self.core.env, &pulse.place, self.core.env.now().since(waiter.since));
-            let lease = self.lease(waiter.handle, pulse.clone());
+            let lease = self.lease(waiter.handle, pulse.clone(), waiter.since);
             self.core.answer((waiter.answer, lease));
         }
     }
 
     /// The claim becomes a lease: from here on the lease's own drop cleans up.
-    fn lease(&mut self, handle: Arc<Handle>, pulse: Arc<Pulse>) -> Result<Lease> {
+    fn lease(&mut self, handle: Arc<Handle>, pulse: Arc<Pulse>, since: Moment) -> Result<Lease> {
         let now = self.core.env.now();
         lock(&self.core.lines).hold(&self.claim.name, &pulse, now)?;
         self.handed_out = true;
+        observe::granted(&*self.core.env, &pulse.place, now.since(since));
         Ok(Lease::new(handle, pulse, now))
     }
 }

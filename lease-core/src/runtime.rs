@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,6 +16,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use futures_lite::future::or;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -54,7 +56,7 @@ pub trait Environment: Send + Sync + 'static {
 
 /// Waits at most until `at`; `None` when that came first.
 pub(crate) async fn until<T>(env: &dyn Environment, at: Moment, work: impl Future<Output = T>) -> Option<T> {
-    futures_lite::future::or(async { Some(work.await) }, async {
+    or(async { Some(work.await) }, async {
         env.sleep_until(at).await;
         None
     })
@@ -63,7 +65,9 @@ pub(crate) async fn until<T>(env: &dyn Environment, at: Moment, work: impl Futur
 
 /// Goes as far here as it can without waiting; what has to wait goes on on the library's thread.
 pub(crate) fn start(env: &dyn Environment, mut task: Task) {
-    if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+    let first = AssertUnwindSafe(|| task.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+    // A store's panic ends its task here as it would on the library's thread; what the task guards tells who waits.
+    if let Ok(Poll::Pending) = catch_unwind(first) {
         env.spawn(task);
     }
 }
@@ -73,20 +77,26 @@ pub(crate) async fn run<T: Send + 'static>(
     env: &Arc<dyn Environment>,
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    let (mut tx, rx) = oneshot::channel();
+    let dropped = CancellationToken::new();
+    let _drop = dropped.clone().drop_guard();
+    let work = async move { dropped.run_until_cancelled(work).await.unwrap_or_else(|| Err(Error::closed())) };
+    see_through(env, work).await
+}
+
+/// [`start`]s the work and waits for its result under any executor. Dropping this leaves the work going on.
+pub(crate) async fn see_through<T: Send + 'static>(
+    env: &Arc<dyn Environment>,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let (tx, rx) = oneshot::channel();
     let deliver = env.clone();
     let task = async move {
-        let work = async { Some(work.await) };
-        let dropped = async {
-            tx.closed().await;
-            None
-        };
-        if let Some(result) = futures_lite::future::or(work, dropped).await {
-            deliver.deliver(Box::new(move || drop(tx.send(result))));
-        }
+        let result = work.await;
+        deliver.deliver(Box::new(move || drop(tx.send(result))));
     };
     start(&**env, Box::pin(task));
-    rx.await.unwrap_or_else(|_| Err(Error::closed()))
+    let unanswered = "dropped unanswered: the store panicked, or the manager was closed meanwhile";
+    rx.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, unanswered)))
 }
 
 /// A lock whose holder never panics half way: what it guards is changed in steps that keep it whole.
@@ -114,12 +124,12 @@ pub(crate) fn spawn_thread(name: &str, body: impl FnOnce() + Send + 'static) -> 
         })
 }
 
-/// The real environment: one thread with timers and input, and two for user code.
+/// The real environment: one thread for timers, input and tasks, and two for user code.
 pub(crate) struct System {
     handle: Handle,
     timers: Arc<Timers>,
     tasks: TaskTracker,
-    stop: CancellationToken,
+    end: CancellationToken,
     gone: Mutex<Option<(oneshot::Receiver<()>, JoinHandle<()>)>>,
     wakes: Arc<Dispatcher>,
     logs: Arc<Dispatcher>,
@@ -133,9 +143,6 @@ pub fn system() -> Result<Arc<dyn Environment>> {
     Ok(System::start()?)
 }
 
-/// How long stopping waits for tasks and user code that do not end.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
-
 impl System {
     pub(crate) fn start() -> Result<Arc<Self>> {
         let no_timer = |error: std::io::Error| {
@@ -143,29 +150,23 @@ impl System {
         };
         let runtime = Builder::new_current_thread().enable_io().build().map_err(no_timer)?;
         let timers = Arc::new(Timers::new().map_err(|error| no_timer(error.into()))?);
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let end = CancellationToken::new();
         let (tx, rx) = oneshot::channel();
         let handle = runtime.handle().clone();
         let thread = spawn_thread("lease", {
-            let (timers, stop, tasks) = (timers.clone(), stop.clone(), tasks.clone());
+            let (timers, end) = (timers.clone(), end.clone());
             move || {
-                runtime.block_on(async {
-                    let driver = tokio::spawn(timers.clone().drive());
-                    stop.cancelled().await;
-                    tasks.close();
-                    let limit = Sleep::new(timers, Moment::now() + STOP_LIMIT);
-                    futures_lite::future::or(tasks.wait(), limit).await;
-                    driver.abort();
-                });
+                runtime.block_on(end.run_until_cancelled(timers.drive()));
                 drop(runtime);
+                // The last act of this thread, so whoever it wakes delays nobody.
                 let _ = tx.send(());
             }
         })?;
         Ok(Arc::new(Self {
             handle,
             timers,
-            tasks,
-            stop,
+            tasks: TaskTracker::new(),
+            end,
             gone: Mutex::new(Some((rx, thread))),
             wakes: Dispatcher::new("lease-wake", usize::MAX),
             logs: Dispatcher::new("lease-log", 1024),
@@ -203,20 +204,25 @@ impl Environment for System {
     }
 
     fn stop(&self, limit: Moment) -> Task {
-        let limit = Sleep::new(self.timers.clone(), limit);
-        let (wakes, logs) = (self.wakes.clone(), self.logs.clone());
-        let (stop, gone) = (self.stop.clone(), lock(&self.gone).take());
+        let (told, idle) = oneshot::channel::<()>();
+        let (tasks, wakes, late) = (self.tasks.clone(), self.wakes.clone(), Sleep::new(self.timers.clone(), limit));
+        self.handle.spawn(async move {
+            tasks.close();
+            or(tasks.wait(), late).await;
+            wakes.send(Box::new(move || drop(told)));
+        });
+        let (wakes, logs, late) = (self.wakes.clone(), self.logs.clone(), Sleep::new(self.timers.clone(), limit));
+        let (end, gone) = (self.end.clone(), lock(&self.gone).take());
         Box::pin(async move {
-            // User code that never returns keeps its thread; it must not keep the caller.
-            futures_lite::future::or(
-                async {
-                    wakes.stop().await;
-                    logs.stop().await;
-                },
-                limit,
-            )
-            .await;
-            stop.cancel();
+            drop(idle.await);
+            // After the last task, so that every answer is delivered. User code that never returns keeps its thread, but
+            // not the caller.
+            let drained = async {
+                wakes.stop().await;
+                logs.stop().await;
+            };
+            or(drained, late).await;
+            end.cancel();
             if let Some((rx, thread)) = gone {
                 drop(rx.await);
                 join(thread);
@@ -227,7 +233,7 @@ impl Environment for System {
 
 impl Drop for System {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.end.cancel();
         drop(self.wakes.stop());
         drop(self.logs.stop());
     }
@@ -267,7 +273,7 @@ impl Timers {
             .expect("a valid time on a valid timer");
     }
 
-    async fn drive(self: Arc<Self>) {
+    async fn drive(&self) {
         #[expect(deprecated, reason = "sound for a descriptor that nobody replaces; its successor is an unsafe fn")]
         let fd = AsyncFd::new(self.fd.clone()).expect("the timer joins the runtime of its thread");
         loop {
@@ -351,12 +357,16 @@ impl Dispatcher {
 
     fn send(self: &Arc<Self>, job: Job) {
         let mut queue = lock(&self.queue);
+        if queue.stopped {
+            // Nobody would run it: dropping it tells whoever waits for it.
+            return;
+        }
         if queue.jobs.len() >= self.bound {
             queue.dropped += 1;
             return;
         }
         queue.jobs.push_back(job);
-        if queue.thread.is_none() && !queue.stopped {
+        if queue.thread.is_none() {
             let (tx, rx) = oneshot::channel();
             let this = self.clone();
             let body = move || {
@@ -385,7 +395,7 @@ impl Dispatcher {
                     tracing::warn!(dropped, "the log subscriber could not keep up: events were dropped");
                 }
                 // A user's panic ends his callback, not the delivery to everybody else. The hook has printed it.
-                drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)));
+                drop(catch_unwind(AssertUnwindSafe(job)));
                 queue = lock(&self.queue);
             } else if queue.stopped {
                 return;
@@ -476,7 +486,7 @@ mod tests {
             sleep.await;
             let _ = tx.send(());
         }));
-        futures_lite::future::block_on(env.stop(env.now() + STOP_LIMIT));
+        futures_lite::future::block_on(env.stop(env.now() + Duration::from_secs(5)));
         assert!(rx.try_recv().is_ok(), "the task ended first");
     }
 }

@@ -202,6 +202,8 @@ pub enum Fault {
     HoldReply(Gate),
     /// It waits at the gate, and reaches the store then, though the caller may have given up.
     HoldRequest(Gate),
+    /// The store panics.
+    Panic,
 }
 
 /// Where requests or replies wait until it is opened.
@@ -306,6 +308,7 @@ impl CutStore {
         match self.fault(operation) {
             None => request.await,
             Some(Fault::Refuse(kind)) => Err(Error::new(kind, "refused by a test")),
+            Some(Fault::Panic) => panic!("a store panics, as a test told it to"),
             Some(Fault::LoseReply) => {
                 drop(request.await);
                 lost()

@@ -969,6 +969,26 @@ async fn bad_input_is_refused_and_loses_nothing() {
     assert_eq!(rig.store.calls(Operation::Claim), 1, "nothing was sent");
 }
 
+/// A store that panics fails those who wait, and only them.
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_store_strands_nobody() {
+    let rig = Rig::new().await;
+    let held = rig.other().await.acquire("n").await.unwrap();
+    let gate = Gate::shut();
+    rig.store.next(Operation::Claim, Fault::HoldReply(gate.clone()));
+    rig.store.next(Operation::Turn, Fault::Panic);
+    let first = tokio::spawn(rig.manager.acquire("n").into_future());
+    let second = tokio::spawn(rig.manager.acquire("n").into_future());
+    settle().await;
+    gate.open();
+    assert_eq!(kind(first.await.unwrap()), ErrorKind::Internal);
+    assert_eq!(kind(second.await.unwrap()), ErrorKind::Internal);
+    settle().await;
+    assert_eq!(rig.waiting().await, Some(0), "the claim was withdrawn");
+    held.release().await.unwrap();
+    assert!(rig.lease().await.is_held(), "and the name can be acquired again");
+}
+
 /// A URL may carry a password: it is in no `Debug`.
 #[tokio::test(start_paused = true)]
 async fn secrets_in_debug_output() {

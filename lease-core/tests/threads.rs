@@ -203,3 +203,43 @@ fn futures_do_not_need_the_runtime_they_were_made_in() {
     assert!(waiting.join().unwrap() > first);
     block_on(manager.close()).unwrap();
 }
+
+/// What is under way when the manager is closed gets an answer, though the threads that would bring it are ending.
+#[test]
+#[cfg(feature = "test-util")]
+fn calls_under_way_are_answered_when_the_manager_is_closed() {
+    use lease_core::stores::memory::MemoryStore;
+    use lease_core::testing::{CutStore, Fault, Gate, Operation};
+    let _alone = alone();
+    let env = lease_core::runtime::system().unwrap();
+    let store = CutStore::new(MemoryStore::new(env.clone()));
+    let builder = Manager::builder().environment(env).store(store.clone());
+    let manager = lease_core::blocking::Manager::from(block_on(builder.open()).unwrap());
+    let gate = Gate::shut();
+    store.next(Operation::Inspect, Fault::HoldReply(gate.clone()));
+    let (answered, answers) = std::sync::mpsc::channel();
+    let calls = [
+        thread::spawn({
+            let (manager, answered) = (manager.clone(), answered.clone());
+            move || answered.send(manager.inspect("a").map(drop)).unwrap()
+        }),
+        thread::spawn({
+            let manager = manager.clone();
+            move || answered.send(manager.watch("a").find_map(Result::err).map_or(Ok(()), Err)).unwrap()
+        }),
+        thread::spawn({
+            let manager = manager.clone();
+            move || manager.close().unwrap()
+        }),
+    ];
+    eventually("the inspect is under way", || store.fired() == 1);
+    eventually("the manager is closed", || manager.ping().is_err());
+    gate.open();
+    for _ in 0..2 {
+        answers.recv_timeout(Duration::from_secs(10)).expect("an answer, whatever it is").err();
+    }
+    for call in calls {
+        call.join().unwrap();
+    }
+    assert_eq!(library_threads(), Vec::<String>::new());
+}

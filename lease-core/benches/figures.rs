@@ -1,0 +1,510 @@
+//! What a lease costs, as ratios to a raw floor measured in the same run.
+//!
+//! ```text
+//! cargo bench -p lease-core [-- --quick]
+//! ```
+//!
+//! A figure alone says more of the machine than of the library. So each row has a floor that no lock of its kind can go
+//! below, floor and subject are measured in turns, and medians of the rounds are compared. A missed aim is printed as such;
+//! the exit status is about whether it could be measured.
+
+// Shared with the tests, which use other parts of it.
+#[allow(dead_code)]
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::future::Future;
+use std::hint::black_box;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lease_core::blocking::Manager;
+use lease_core::clock::Moment;
+use rusqlite::{Connection, params};
+use rustix::fs::{FlockOperation, flock};
+use rustix::time::{ClockId, clock_gettime};
+use support::journal::{self, End, Journal, judge, percentile};
+use support::process::{Worker, told, within};
+use support::scratch::Scratch;
+
+const NAME: &str = "nightly";
+const PROCESSES: usize = 8;
+const TASKS: usize = 50;
+const HELD: usize = 10_000;
+/// Whatever takes longer than this hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+fn main() -> Outcome {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["--be", "contender", directory] => contender(Path::new(directory)),
+        ["--be", "echo", directory] => echo(Path::new(directory)),
+        ["--be", "holder", url, seconds] => holder(url, seconds),
+        _ => {
+            if let Some(unknown) = words.iter().find(|word| !["--bench", "--quick"].contains(word)) {
+                return Err(format!("unknown option {unknown:?}; usage: figures [--quick]").into());
+            }
+            // `cargo bench` says --bench; whoever else runs this wants to see it work, not the figures.
+            let quick = words.contains(&"--quick") || !words.contains(&"--bench");
+            figures(&if quick { Effort::QUICK } else { Effort::FULL })
+        }
+    }
+}
+
+struct Effort {
+    rounds: usize,
+    /// Operations a round, of those that take nanoseconds; others do a part of it.
+    operations: u32,
+    /// A round of those that are measured by time.
+    round: Duration,
+    /// How long 10,000 leases are held.
+    held_seconds: u32,
+}
+
+impl Effort {
+    const FULL: Self = Self { rounds: 9, operations: 50_000, round: Duration::from_secs(1), held_seconds: 10 };
+    const QUICK: Self = Self { rounds: 3, operations: 10_000, round: Duration::from_millis(300), held_seconds: 4 };
+}
+
+fn figures(effort: &Effort) -> Outcome {
+    println!("{} rounds each, in turns; medians. Ratio: measured / floor.\n", effort.rounds);
+    print_row("row", "floor", "", "measured", "ratio", "aim");
+    memory_pair(effort)?;
+    tasks(effort)?;
+    check(effort)?;
+    sqlite_pair(effort)?;
+    sqlite_processes(effort)?;
+    held(effort)
+}
+
+// ------------------------------------------------------------------------------- the rows
+
+fn memory_pair(effort: &Effort) -> Outcome {
+    let scratch = Scratch::new("lease-bench")?;
+    let manager = Manager::open("memory:")?;
+    let table = Mutex::new(HashMap::new());
+    let file = File::create(scratch.path().join("flock"))?;
+    let [map, flocks, pair] = in_turns(
+        effort,
+        [
+            &mut || {
+                per_operation(effort.operations, |at| {
+                    table.lock().expect("nobody panics").insert(NAME.to_owned(), at);
+                    black_box(table.lock().expect("nobody panics").remove(NAME));
+                    Ok(())
+                })
+            },
+            &mut || {
+                per_operation(effort.operations, |_| {
+                    flock(&file, FlockOperation::LockExclusive)?;
+                    Ok(flock(&file, FlockOperation::Unlock)?)
+                })
+            },
+            &mut || per_operation(effort.operations, |_| Ok(manager.acquire(NAME).wait()?.release()?)),
+        ],
+    )?;
+    row("memory: acquire + release", "Mutex<HashMap> insert + remove", map, pair, Aim::AtMost(8.0));
+    row("memory: acquire + release", "flock + unlock", flocks, pair, Aim::None);
+    Ok(manager.close()?)
+}
+
+/// Each holds while the others get to run, so that they queue: else a task would meet nobody and hand nothing over.
+fn tasks(effort: &Effort) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let manager = runtime.block_on(lease_core::Manager::open("memory:"))?;
+    let mutex = Arc::new(tokio::sync::Mutex::new(()));
+    let (mut floor_shares, mut shares) = (Vec::new(), Vec::new());
+    let [floor, leases] = in_turns(
+        effort,
+        [
+            &mut || {
+                let mutex = mutex.clone();
+                hand_over(&runtime, effort.round, &mut floor_shares, move || {
+                    let mutex = mutex.clone();
+                    async move {
+                        let _held = mutex.lock().await;
+                        tokio::task::yield_now().await;
+                        Ok(())
+                    }
+                })
+            },
+            &mut || {
+                let manager = manager.clone();
+                hand_over(&runtime, effort.round, &mut shares, move || {
+                    let manager = manager.clone();
+                    async move {
+                        let lease = manager.acquire(NAME).await?;
+                        tokio::task::yield_now().await;
+                        Ok(lease.release().await?)
+                    }
+                })
+            },
+        ],
+    )?;
+    // Rates, so the other way round.
+    let what = format!("memory: {TASKS} tasks, hand-overs/s");
+    rates(&what, "tokio::sync::Mutex", 1.0 / floor.as_secs_f64(), 1.0 / leases.as_secs_f64(), 0.5);
+    let (most, floor_most) = (median(&mut shares), median(&mut floor_shares));
+    print_row("  the most of a task / the fewest", "", &format!("{floor_most:.2}"), &format!("{most:.2}"), "", "");
+    Ok(runtime.block_on(manager.close())?)
+}
+
+fn check(effort: &Effort) -> Outcome {
+    let manager = Manager::open("memory:")?;
+    let lease = manager.acquire(NAME).wait()?;
+    let [clock, check] = in_turns(
+        effort,
+        [
+            &mut || {
+                per_operation(effort.operations, |_| {
+                    black_box(Moment::now());
+                    Ok(())
+                })
+            },
+            &mut || per_operation(effort.operations, |_| Ok(lease.check()?)),
+        ],
+    )?;
+    row("lease.check()", "one reading of the clock", clock, check, Aim::None);
+    Ok(manager.close()?)
+}
+
+fn sqlite_pair(effort: &Effort) -> Outcome {
+    let scratch = Scratch::new("lease-bench")?;
+    let manager = Manager::open(scratch.sqlite())?;
+    let raw = Raw::create(scratch.path())?;
+    manager.acquire(NAME).wait()?.release()?;
+    let operations = effort.operations / 50;
+    let [floor, pair] = in_turns(
+        effort,
+        [&mut || per_operation(operations, |_| raw.pair()), &mut || {
+            per_operation(operations, |_| Ok(manager.acquire(NAME).wait()?.release()?))
+        }],
+    )?;
+    row("sqlite: acquire + release", "two raw commits", floor, pair, Aim::AtMost(1.2));
+    Ok(manager.close()?)
+}
+
+fn sqlite_processes(effort: &Effort) -> Outcome {
+    let scratch = Scratch::new("lease-bench")?;
+    let raw = Raw::create(scratch.path())?;
+    let wakes = Wakes::start(scratch.path())?;
+    let operations = effort.operations / 50;
+    let (mut handovers, mut p99s) = (Vec::new(), Vec::new());
+    let [pair, wake, change] = in_turns(
+        effort,
+        [
+            &mut || per_operation(operations, |_| raw.pair()),
+            // There and back are two.
+            &mut || Ok(per_operation(operations, |_| wakes.there_and_back())? / 2),
+            &mut || {
+                let (change, of_round) = owner_changes(effort)?;
+                handovers.push(percentile(&of_round, 50));
+                p99s.push(percentile(&of_round, 99));
+                Ok(change)
+            },
+        ],
+    )?;
+    let (change_floor, hand_over_floor) = (pair / 2 + wake, pair + wake);
+    let what = format!("sqlite: {PROCESSES} processes, owner changes/s");
+    rates(&what, "one raw commit + one wake", 1.0 / change_floor.as_secs_f64(), 1.0 / change.as_secs_f64(), 0.2);
+    let aim = Aim::AtMost(3.0);
+    row(
+        "sqlite: release -> next returned, p50",
+        "two raw commits + one wake",
+        hand_over_floor,
+        median(&mut handovers),
+        aim,
+    );
+    row("sqlite: release -> next returned, p99", "two raw commits + one wake", hand_over_floor, median(&mut p99s), aim);
+    Ok(())
+}
+
+fn held(effort: &Effort) -> Outcome {
+    let scratch = Scratch::new("lease-bench")?;
+    for (store, url) in [("memory", "memory:".to_owned()), ("sqlite", scratch.sqlite())] {
+        let arguments = ["--be", "holder", &url, &effort.held_seconds.to_string()];
+        let worker = Worker::start("the holder of many", arguments, [("", ""); 0])?;
+        let limit = within(PATIENCE);
+        let answer = worker.hear("held", limit)?;
+        worker.finish(limit)?;
+        let [percent, bytes] = answer.split(' ').collect::<Vec<_>>()[..] else { return Err("odd answer".into()) };
+        let what = format!("{store}: {HELD} leases held, ttl 10 s");
+        print_row(&what, "", "", &format!("{percent} % of a core"), "", "-");
+        print_row("", "", "", &format!("{bytes} bytes each"), "", "-");
+    }
+    Ok(())
+}
+
+// ------------------------------------------------------------------------------- the floors
+
+/// A database without a lease manager: the rows that a claim writes, in transactions of the same kind.
+struct Raw(Connection);
+
+impl Raw {
+    fn create(directory: &Path) -> Outcome<Self> {
+        let sql = Connection::open(directory.join("raw.db"))?;
+        sql.pragma_update(None, "journal_mode", "wal")?;
+        sql.pragma_update(None, "synchronous", "normal")?;
+        sql.execute_batch(
+            "CREATE TABLE line (name TEXT NOT NULL, token INTEGER NOT NULL, claim BLOB NOT NULL, ttl INTEGER NOT NULL,
+                deadline INTEGER NOT NULL, turn INTEGER NOT NULL, held_at INTEGER NOT NULL, bell TEXT NOT NULL,
+                owner TEXT NOT NULL, PRIMARY KEY (name, token)) STRICT, WITHOUT ROWID;
+             CREATE TABLE meta (id INTEGER PRIMARY KEY, next_token INTEGER NOT NULL) STRICT;
+             INSERT INTO meta VALUES (1, 1);",
+        )?;
+        Ok(Self(sql))
+    }
+
+    /// One commit that enters, one that leaves.
+    fn pair(&self) -> Outcome {
+        let run = |text| -> rusqlite::Result<usize> { self.0.prepare_cached(text)?.execute([]) };
+        run("BEGIN IMMEDIATE")?;
+        let token: i64 = self.0.prepare_cached("SELECT next_token FROM meta")?.query_row([], |row| row.get(0))?;
+        self.0.prepare_cached("INSERT INTO line VALUES (?1, ?2, ?3, 30, 60, 0, 0, ?4, ?5)")?.execute(params![
+            NAME,
+            token,
+            [7_u8; 16],
+            "raw.db-bell-0123456789abcdef",
+            "host:12345"
+        ])?;
+        run("UPDATE meta SET next_token = next_token + 1")?;
+        run("COMMIT")?;
+        run("BEGIN IMMEDIATE")?;
+        self.0.prepare_cached("DELETE FROM line WHERE name = ?1 AND token = ?2")?.execute(params![NAME, token])?;
+        run("COMMIT")?;
+        Ok(())
+    }
+}
+
+/// A process that answers each datagram with one: what it costs at least to wake somebody.
+struct Wakes {
+    socket: UnixDatagram,
+    _worker: Worker,
+}
+
+impl Wakes {
+    fn start(directory: &Path) -> Outcome<Self> {
+        let socket = UnixDatagram::bind(directory.join("caller"))?;
+        let text = directory.to_str().ok_or("the temporary directory is not UTF-8")?;
+        let worker = Worker::start("the echo", ["--be", "echo", text], [("", ""); 0])?;
+        worker.hear("ready", within(PATIENCE))?;
+        socket.connect(directory.join("echo"))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self { socket, _worker: worker })
+    }
+
+    fn there_and_back(&self) -> Outcome {
+        self.socket.send(&[1])?;
+        self.socket.recv(&mut [0])?;
+        Ok(())
+    }
+}
+
+fn echo(directory: &Path) -> Outcome {
+    let socket = UnixDatagram::bind(directory.join("echo"))?;
+    socket.connect(directory.join("caller"))?;
+    println!("ready");
+    thread::spawn(|| {
+        // Nobody sends any more, and a socket does not tell so.
+        drop(told());
+        std::process::exit(0);
+    });
+    loop {
+        socket.recv(&mut [0])?;
+        socket.send(&[1])?;
+    }
+}
+
+// ------------------------------------------------------------------------------- processes of the subject
+
+/// The time between two grants while some processes contend, and the hand-overs, sorted.
+fn owner_changes(effort: &Effort) -> Outcome<(Duration, Vec<Duration>)> {
+    let scratch = Scratch::new("lease-bench")?;
+    let text = scratch.path().to_str().ok_or("the temporary directory is not UTF-8")?;
+    let limit = within(PATIENCE);
+    let start = |one| Worker::start(format!("contender {one}"), ["--be", "contender", text], [("", ""); 0]);
+    let mut workers = (0..PROCESSES).map(start).collect::<Result<Vec<_>, _>>()?;
+    for worker in &workers {
+        worker.hear("ready", limit)?;
+    }
+    for worker in &mut workers {
+        worker.tell("go")?;
+    }
+    thread::sleep(effort.round);
+    let ends: Vec<_> = workers.into_iter().map(|worker| thread::spawn(move || worker.finish(limit))).collect();
+    for end in ends {
+        end.join().map_err(|_| "a thread panicked")??;
+    }
+    let holdings = journal::read(scratch.path())?;
+    let verdict = judge(&holdings);
+    let (Some(first), Some(last)) = (holdings.first(), holdings.last()) else { return Err("no grant".into()) };
+    if !verdict.overlaps.is_empty() || !verdict.disorder.is_empty() {
+        return Err(format!("the figures of a broken lock are worth nothing: {verdict:?}").into());
+    }
+    let changes = u32::try_from(holdings.len() - 1)?;
+    Ok((last.granted.since(first.granted) / changes.max(1), verdict.handovers))
+}
+
+/// Acquires and releases until its standard input ends. Writes its journal then, so as not to measure that.
+fn contender(directory: &Path) -> Outcome {
+    let manager = Manager::open(format!("sqlite:{}", directory.join("leases.db").display()))?;
+    manager.ping()?;
+    let over = AtomicBool::new(false);
+    println!("ready");
+    told()?;
+    let mut grants = Vec::new();
+    thread::scope(|scope| -> Outcome {
+        scope.spawn(|| {
+            // Its end is what is waited for; that of a broken pipe is one too.
+            drop(told());
+            over.store(true, Ordering::Relaxed);
+        });
+        while !over.load(Ordering::Relaxed) {
+            let asked = Moment::now();
+            let lease = manager.acquire(NAME).timeout(PATIENCE).wait()?;
+            let granted = Moment::now();
+            let token = lease.token();
+            let released = Moment::now();
+            lease.release()?;
+            grants.push((token, asked, granted, released));
+        }
+        Ok(())
+    })?;
+    let journal = Journal::create(directory)?;
+    for (token, asked, granted, released) in grants {
+        journal.grant(0, token, asked, granted)?;
+        journal.end(token, released, End::Released)?;
+    }
+    Ok(manager.close()?)
+}
+
+/// Holds many leases for so many seconds, and tells what that took.
+fn holder(url: &str, seconds: &str) -> Outcome {
+    let manager = Manager::open(url)?;
+    let acquire = |at| manager.acquire(format!("job/{at}")).ttl(Duration::from_secs(10)).wait();
+    // What the first lease costs once is not what each costs.
+    let first = acquire(0)?;
+    let resident = || -> Outcome<usize> {
+        let status = fs::read_to_string("/proc/self/status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS in /proc")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<usize>()? * 1024)
+    };
+    let used = || {
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0)).as_secs_f64()
+    };
+    let before = resident()?;
+    let mut leases = (1..HELD).map(acquire).collect::<Result<Vec<_>, _>>()?;
+    leases.push(first);
+    let bytes = resident()?.saturating_sub(before) / HELD;
+    let (began, cpu) = (Instant::now(), used());
+    thread::sleep(Duration::from_secs(seconds.parse()?));
+    let percent = 100.0 * (used() - cpu) / began.elapsed().as_secs_f64();
+    if let Some(lost) = leases.iter().find_map(|lease| lease.check().err()) {
+        return Err(lost.into());
+    }
+    println!("held {percent:.1} {bytes}");
+    Ok(manager.close()?)
+}
+
+// ------------------------------------------------------------------------------- how it is measured
+
+/// The median time of an operation of each, one round of each in turns.
+fn in_turns<const N: usize>(
+    effort: &Effort,
+    mut subjects: [&mut dyn FnMut() -> Outcome<Duration>; N],
+) -> Outcome<[Duration; N]> {
+    let mut times = [const { Vec::new() }; N];
+    for _ in 0..effort.rounds {
+        for (subject, times) in subjects.iter_mut().zip(&mut times) {
+            times.push(subject()?);
+        }
+    }
+    Ok(times.map(|mut times| median(&mut times)))
+}
+
+fn per_operation(operations: u32, mut operation: impl FnMut(u32) -> Outcome) -> Outcome<Duration> {
+    let began = Instant::now();
+    for at in 0..operations {
+        operation(at)?;
+    }
+    Ok(nanos(began.elapsed().as_secs_f64() * 1e9 / f64::from(operations)))
+}
+
+/// The time between two grants while tasks contend. Notes how unequal their shares were.
+fn hand_over<F>(
+    runtime: &tokio::runtime::Runtime,
+    round: Duration,
+    unequal: &mut Vec<f64>,
+    hold: impl Fn() -> F + Clone + Send + 'static,
+) -> Outcome<Duration>
+where
+    F: Future<Output = Outcome> + Send,
+{
+    let over = Arc::new(AtomicBool::new(false));
+    let began = Instant::now();
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|_| {
+            let (over, hold) = (over.clone(), hold.clone());
+            runtime.spawn(async move {
+                let mut share = 0_u32;
+                while !over.load(Ordering::Relaxed) {
+                    hold().await?;
+                    share += 1;
+                }
+                Outcome::Ok(share)
+            })
+        })
+        .collect();
+    thread::sleep(round);
+    over.store(true, Ordering::Relaxed);
+    let shares = tasks.into_iter().map(|task| runtime.block_on(task)?).collect::<Outcome<Vec<u32>>>()?;
+    let (least, most) = (shares.iter().min(), shares.iter().max());
+    unequal.push(f64::from(*most.unwrap_or(&0)) / f64::from(*least.unwrap_or(&0)));
+    Ok(nanos(began.elapsed().as_secs_f64() * 1e9 / f64::from(shares.iter().sum::<u32>())))
+}
+
+/// With fractions of a nanosecond rounded: the cheapest row is tens of them.
+fn nanos(nanos: f64) -> Duration {
+    Duration::from_secs_f64(nanos / 1e9)
+}
+
+fn median<T: PartialOrd + Copy>(values: &mut [T]) -> T {
+    values.sort_by(|a, b| a.partial_cmp(b).expect("no NaN was measured"));
+    values[values.len() / 2]
+}
+
+#[derive(Clone, Copy)]
+enum Aim {
+    None,
+    AtMost(f64),
+}
+
+fn row(what: &str, floor_is: &str, floor: Duration, measured: Duration, aim: Aim) {
+    let ratio = measured.as_secs_f64() / floor.as_secs_f64();
+    let aim = match aim {
+        Aim::None => "-".into(),
+        Aim::AtMost(most) => format!("<= {most}{}", if ratio <= most { "" } else { "  missed" }),
+    };
+    let (floor, measured) = (format!("{floor:.1?}"), format!("{measured:.1?}"));
+    print_row(what, floor_is, &floor, &measured, &format!("{ratio:.2}"), &aim);
+}
+
+fn rates(what: &str, floor_is: &str, floor: f64, measured: f64, least: f64) {
+    let ratio = measured / floor;
+    let aim = format!(">= {least}{}", if ratio >= least { "" } else { "  missed" });
+    print_row(what, floor_is, &format!("{floor:.0}/s"), &format!("{measured:.0}/s"), &format!("{ratio:.3}"), &aim);
+}
+
+fn print_row(what: &str, floor_is: &str, floor: &str, measured: &str, ratio: &str, aim: &str) {
+    println!("{what:<38} {floor_is:<30} {floor:>11} {measured:>16} {ratio:>8}   {aim}");
+}

@@ -1,0 +1,255 @@
+//! The connection: what is checked before the file is used, and the frame around each transaction.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, params};
+
+use super::failure::Failure;
+use super::gate::{Entered, Gate, writable};
+use super::line::{Effects, SharedClock, Transaction};
+use crate::error::{Error, ErrorKind};
+use crate::runtime::Environment;
+
+type Result<T, E = Failure> = std::result::Result<T, E>;
+
+const SCHEMA: &str = include_str!("schema.sql");
+/// "LEAS" in the header of the file.
+const APPLICATION: i32 = 0x4c45_4153;
+const VERSION: i32 = 1;
+/// How many transactions' worth of tokens one commit that is synced to the disk reserves.
+const TOKENS: i64 = 65_536;
+/// More claims never share a transaction.
+pub(super) const BATCH: usize = 256;
+/// Rows changed between two checkpoints.
+const CHECKPOINT_EVERY: u64 = 1_000;
+/// The pages of a log for which writers are made to pause.
+const LONG_LOG: i64 = 20_000;
+
+/// The database file of one store.
+pub(super) struct Database {
+    pub(super) gate: Gate,
+    pub(super) session: Session,
+}
+
+pub(super) struct Session {
+    /// `None` before the first transaction and after one that failed.
+    sql: Option<Connection>,
+    boot: String,
+    clock: SharedClock,
+    seen: Option<([u8; 16], i64)>,
+    swept_at: i64,
+    checkpoint_at: u64,
+}
+
+impl Database {
+    pub(super) fn new(gate: Gate) -> Result<Self> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map_err(|error| Failure::io("cannot read the boot id in /proc", &error))?;
+        let session = Session {
+            sql: None,
+            boot: boot.trim().to_owned(),
+            clock: SharedClock { offset: boottime_offset()? },
+            seen: None,
+            swept_at: i64::MIN / 2,
+            checkpoint_at: CHECKPOINT_EVERY,
+        };
+        Ok(Self { gate, session })
+    }
+}
+
+impl Session {
+    /// Runs the work as one transaction. After an error nothing of it was applied, unless the error is in doubt.
+    pub(super) fn transact<T>(
+        &mut self,
+        gate: &Gate,
+        _entered: &Entered<'_>,
+        env: &dyn Environment,
+        bell: &str,
+        work: impl FnOnce(&mut Transaction<'_>) -> Result<T>,
+    ) -> Result<(T, Effects)> {
+        gate.check_same_file()?;
+        // Whatever fails drops the connection, and with it what it had begun.
+        let sql = match self.sql.take() {
+            Some(sql) => sql,
+            None => self.connect(gate)?,
+        };
+        // Read inside the gate: a transaction never judges by a clock older than the last one's.
+        let now = self.clock.shared(env.now());
+        let first_token = self.begin(&sql)?;
+        let mut transaction = Transaction {
+            sql: &sql,
+            clock: self.clock,
+            now,
+            bell,
+            next_token: first_token,
+            swept_at: &mut self.swept_at,
+            changed: BTreeSet::new(),
+            effects: Effects::default(),
+        };
+        let answer = work(&mut transaction)?;
+        let (next_token, effects) = transaction.finish(first_token)?;
+        sql.prepare_cached("COMMIT")?.execute([]).map_err(Failure::Commit)?;
+        self.seen = self.seen.map(|(incarnation, _)| (incarnation, next_token));
+        self.sql = Some(sql);
+        Ok((answer, effects))
+    }
+
+    /// Begins, and returns the next token, of which there are enough.
+    fn begin(&mut self, sql: &Connection) -> Result<i64> {
+        loop {
+            sql.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+            let (incarnation, next, reserved) = sql
+                .prepare_cached("SELECT incarnation, next_token, reserved_token FROM meta")?
+                .query_row([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))?;
+            let (first, highest) = *self.seen.get_or_insert((incarnation, next));
+            if first != incarnation || next < highest {
+                return Err(Failure::incompatible("the database file is not the one it was: open it anew"));
+            }
+            self.seen = Some((first, next));
+            if reserved - next > i64::try_from(BATCH).unwrap_or(i64::MAX) {
+                return Ok(next);
+            }
+            // Synced, so that no token is given twice after a power failure. The level cannot change in a transaction.
+            sql.execute_batch("ROLLBACK; PRAGMA synchronous = FULL; BEGIN IMMEDIATE")?;
+            sql.execute("UPDATE meta SET reserved_token = max(reserved_token, next_token) + ?1", [TOKENS])?;
+            sql.execute_batch("COMMIT; PRAGMA synchronous = NORMAL")?;
+        }
+    }
+
+    fn connect(&mut self, gate: &Gate) -> Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut sql = Connection::open_with_flags(&gate.path, flags).or_else(|error| {
+            // SQLite does not say why it cannot open a file.
+            writable(&gate.path).and(Err(Failure::Sqlite(error)))
+        })?;
+        // Nobody of ours is to be waited for inside the gate; this is for other programs.
+        sql.busy_timeout(Duration::from_secs(1))?;
+        sql.set_prepared_statement_cache_capacity(32);
+        let is_new = check_identity(&sql)?;
+        // Small pages: a transaction changes a row or two, and writes the pages they are on. Fixed by the first.
+        sql.pragma_update(None, "page_size", 1024)?;
+        sql.pragma_update(None, "journal_mode", "wal")?;
+        sql.execute_batch("PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; PRAGMA trusted_schema = OFF")?;
+        if is_new {
+            let incarnation: [u8; 16] = random()?;
+            let create = sql.transaction()?;
+            create.execute_batch(SCHEMA)?;
+            create.pragma_update(None, "application_id", APPLICATION)?;
+            create.pragma_update(None, "user_version", VERSION)?;
+            create.execute("INSERT INTO meta VALUES (1, ?1, ?2, 1, 1)", params![incarnation, self.boot])?;
+            create.commit()?;
+        }
+        let boot: String = sql.query_row("SELECT boot FROM meta", [], |row| row.get(0))?;
+        if boot != self.boot {
+            self.begin_boot(gate, &mut sql).inspect_err(|_| gate.not_live())?;
+        }
+        gate.live()?;
+        sql.execute_batch("PRAGMA synchronous = NORMAL")?;
+        self.checkpoint_at = CHECKPOINT_EVERY;
+        self.swept_at = i64::MIN / 2;
+        Ok(sql)
+    }
+
+    /// The machine went down since, and every holder with it; what had not reached the disk is below the reserved mark.
+    fn begin_boot(&mut self, gate: &Gate, sql: &mut Connection) -> Result<()> {
+        if !gate.is_alone()? {
+            return Err(Failure::incompatible(
+                "a live process uses the database file under another boot id: containers must not fake theirs",
+            ));
+        }
+        let reset = sql.transaction()?;
+        reset.execute_batch("DELETE FROM line; DELETE FROM watch")?;
+        reset.execute("UPDATE meta SET boot = ?1, next_token = reserved_token", [&self.boot])?;
+        Ok(reset.commit()?)
+    }
+
+    /// Whether so much was written that the log should be moved into the file. Says so once.
+    pub(super) fn is_checkpoint_due(&mut self) -> bool {
+        let changes = self.sql.as_ref().map_or(0, Connection::total_changes);
+        let is_due = changes >= self.checkpoint_at;
+        if is_due {
+            self.checkpoint_at = changes + CHECKPOINT_EVERY;
+        }
+        is_due
+    }
+}
+
+/// Moves the log into the file, and makes nobody wait for that. Whether the log now starts over or is still short: those
+/// who write all the time keep it going.
+pub(super) fn checkpoint(path: &Path) -> Result<bool> {
+    let sql = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    let (pages, moved): (i64, i64) =
+        sql.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))?;
+    Ok(moved == pages || pages < LONG_LOG)
+}
+
+/// Whether the file is still empty. Refuses files of others and of later versions, and changes nothing.
+fn check_identity(sql: &Connection) -> Result<bool> {
+    let application: i32 = sql.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    let version: i32 = sql.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    match (application, version) {
+        (APPLICATION, VERSION) => Ok(false),
+        (APPLICATION, _) => Err(Failure::incompatible(format!(
+            "the database file has version {version} and this library knows version {VERSION}: use the same library everywhere"
+        ))),
+        (0, 0) if !sql.prepare("SELECT 1 FROM sqlite_schema")?.exists([])? => Ok(true),
+        _ => Err(Failure::incompatible("the file is a database of another program: give a file of its own")),
+    }
+}
+
+/// The check of a file that was never used as a store here.
+pub(super) fn check_file(path: &Path) -> Result<()> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    match Connection::open_with_flags(path, flags).map_err(Failure::from).and_then(|sql| check_identity(&sql)) {
+        // It is looked at again before it is used.
+        Err(Failure::Sqlite(error)) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
+        checked => checked.map(drop),
+    }
+}
+
+fn random() -> Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Error::new(ErrorKind::Internal, "the operating system has no randomness").with_source(error)
+    })?;
+    Ok(bytes)
+}
+
+/// What this process's time namespace adds to `CLOCK_BOOTTIME`, in nanoseconds. The file tells of the namespace of its
+/// children, which is its own unless it has just asked for another.
+fn boottime_offset() -> Result<i64> {
+    let offsets = match fs::read_to_string("/proc/self/timens_offsets") {
+        Ok(offsets) => offsets,
+        // A kernel without time namespaces.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(Failure::io("cannot read /proc/self/timens_offsets", &error)),
+    };
+    if fs::read_link("/proc/self/ns/time").ok() != fs::read_link("/proc/self/ns/time_for_children").ok() {
+        let message = "the process is between two time namespaces: start the program anew";
+        return Err(Error::new(ErrorKind::Unsupported, message).into());
+    }
+    offset_of_boottime(&offsets)
+        .ok_or_else(|| Error::new(ErrorKind::Unsupported, "cannot understand /proc/self/timens_offsets").into())
+}
+
+fn offset_of_boottime(offsets: &str) -> Option<i64> {
+    let mut words = offsets.lines().find_map(|line| line.strip_prefix("boottime"))?.split_ascii_whitespace();
+    let (seconds, nanos) = (words.next()?.parse::<i64>().ok()?, words.next()?.parse::<i64>().ok()?);
+    seconds.checked_mul(1_000_000_000)?.checked_add(nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_offset_of_a_time_namespace_is_understood() {
+        let text = "monotonic           -5         7\nboottime           -86400         250000000\n";
+        assert_eq!(offset_of_boottime(text), Some(-86_400_000_000_000 + 250_000_000));
+        assert_eq!(offset_of_boottime("nonsense"), None);
+        boottime_offset().unwrap();
+    }
+}
