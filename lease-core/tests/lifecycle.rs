@@ -469,6 +469,24 @@ async fn guarded_work_that_ends_too_late_is_no_success() {
     assert_eq!(polled.load(Ordering::SeqCst), 0, "work is not begun under a lost lease");
 }
 
+/// The work is woken after the process was stopped, before any timer has fired: it must not make another step.
+#[tokio::test(start_paused = true)]
+async fn guarded_work_makes_no_step_after_the_time_is_up() {
+    let rig = Rig::new().await;
+    let lease = rig.lease().await;
+    let polls = AtomicUsize::new(0);
+    let mut guarded = Box::pin(lease.guard(std::future::poll_fn(|_| {
+        polls.fetch_add(1, Ordering::SeqCst);
+        Poll::<()>::Pending
+    })));
+    assert!(poll_times(&mut guarded, 1).await.is_none());
+    rig.env.freeze();
+    rig.env.jump(HALF);
+    let error = poll_times(&mut guarded, 1).await.expect("told at once").unwrap_err();
+    assert_eq!(error.reason(), Some(EndReason::Stalled));
+    assert_eq!(polls.load(Ordering::SeqCst), 1);
+}
+
 // ---- waiting -------------------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]
@@ -871,6 +889,30 @@ async fn close_ends_everything() {
     }
     rig.manager.close().await.unwrap();
     drop(blocker);
+}
+
+/// A waiter's claim is leaving while the manager is closed: the store is closed after it.
+#[tokio::test(start_paused = true)]
+async fn close_waits_for_claims_that_are_leaving() {
+    let rig = Rig::new().await;
+    let other = rig.other().await;
+    let held = other.acquire("n").await.unwrap();
+    let waiting = tokio::spawn(rig.manager.acquire("n").into_future());
+    settle().await;
+    let gate = Gate::shut();
+    rig.store.next(Operation::Leave, Fault::HoldRequest(gate.clone()));
+    let (manager, closing) = (rig.manager.clone(), rig.manager.clone());
+    let closing = tokio::spawn(async move { closing.close().await });
+    let again = tokio::spawn(async move { manager.close().await });
+    settle().await;
+    assert!(!closing.is_finished() && !again.is_finished(), "both wait for it");
+    gate.open();
+    settle().await;
+    assert_eq!(other.inspect("n").await.unwrap().unwrap().waiting, 0);
+    drop((held, other));
+    closing.await.unwrap().unwrap();
+    again.await.unwrap().unwrap();
+    assert_eq!(kind(waiting.await.unwrap()), ErrorKind::Closed);
 }
 
 #[tokio::test(start_paused = true)]
