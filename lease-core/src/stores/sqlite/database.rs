@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
 use super::failure::Failure;
@@ -128,10 +129,16 @@ impl Session {
         // Nobody of ours is to be waited for inside the gate; this is for other programs.
         sql.busy_timeout(Duration::from_secs(1))?;
         sql.set_prepared_statement_cache_capacity(32);
+        // Else the planner looks at the values of parameters, and prepares a statement anew for each new one.
+        sql.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         let is_new = check_identity(&sql)?;
         // Small pages: a transaction changes a row or two, and writes the pages they are on. Fixed by the first.
         sql.pragma_update(None, "page_size", 1024)?;
-        sql.pragma_update(None, "journal_mode", "wal")?;
+        let mode: String = sql.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
+        if mode != "wal" {
+            let message = "this file system cannot share memory between processes: put the file on a local one";
+            return Err(Error::new(ErrorKind::Unsupported, message).into());
+        }
         sql.execute_batch("PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; PRAGMA trusted_schema = OFF")?;
         if is_new {
             let incarnation: [u8; 16] = random()?;

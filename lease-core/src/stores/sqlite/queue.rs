@@ -331,7 +331,6 @@ impl Shared {
         self.tasks.close();
         lock(&self.queue).stopped = true;
         self.ready.notify_one();
-        self.bell.close();
     }
 }
 
@@ -375,5 +374,7 @@ impl Drop for Ended<'_> {
             drop(session);
             drop(entered);
         }
+        // Last: what was committed has been rung.
+        self.0.bell.close();
     }
 }
