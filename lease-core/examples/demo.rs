@@ -199,13 +199,18 @@ fn to_be_frozen(url: &str, directory: &Path) -> Outcome {
     let (number, _) = resource.read()?;
     // Until then at least it may believe without asking anybody. Renewals after this only make it later.
     let believes_until = Moment::now() + lease.remaining();
+    // Read before it says so: from then on it may be frozen.
+    let began = Moment::now();
     println!("holding {}", lease.token());
     // Work that takes long and asks nobody, until it finds that the time is another.
-    let mut last = Moment::now();
+    let mut last = began;
     let thawed = loop {
         let now = Moment::now();
         if now.since(last) > TTL {
             break now;
+        }
+        if now.since(began) > PATIENCE {
+            return Err("nobody froze it".into());
         }
         last = now;
         thread::yield_now();

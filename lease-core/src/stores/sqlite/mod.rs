@@ -2,11 +2,11 @@
 //!
 //! How it works, from the outside in:
 //!
-//! 1. [`gate`]: writers queue at a lock on a side file, and read the clock once they are in.
-//! 2. [`database`]: one connection, one transaction at a time; tokens that a power failure cannot bring back.
-//! 3. [`line`]: what a transaction does to a line of claims. The rules that make one holder are there.
-//! 4. [`bell`]: after COMMIT the manager whose claim got its turn is woken through a socket beside the file.
-//! 5. [`queue`]: who has to wait for the file does not do so on the library's thread, and shares a commit with others.
+//! 1. `gate`: writers queue at a lock on a side file, and read the clock once they are in.
+//! 2. `database`: one connection, one transaction at a time; tokens that a power failure cannot bring back.
+//! 3. `line`: what a transaction does to a line of claims. The rules that make one holder are there.
+//! 4. `bell`: after COMMIT the manager whose claim got its turn is woken through a socket beside the file.
+//! 5. `queue`: who has to wait for the file does not do so on the library's thread, and shares a commit with others.
 //!
 //! Beside `jobs.db` there are `jobs.db-wal` and `jobs.db-shm`, the lock files `jobs.db-gate` and `jobs.db-live`,
 //! and a socket `jobs.db-bell-…` for each open manager. Another copy of `SQLite` in the same process must not open the
