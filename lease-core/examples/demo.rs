@@ -241,6 +241,8 @@ fn to_be_frozen(url: &str, directory: &Path) -> Outcome {
 struct Accidents {
     killed: Option<(i64, Moment)>,
     frozen: Option<Frozen>,
+    /// Processes that should have ended well.
+    failed: Vec<String>,
 }
 
 struct Frozen {
@@ -270,7 +272,13 @@ fn direct(settings: &Settings) -> Outcome {
             println!("\nEvery guarantee held.");
             return Ok(());
         }
-        Ok(broken) => broken.iter().for_each(|broken| println!("\nBROKEN: {broken}")),
+        Ok(broken) => {
+            println!();
+            broken.iter().take(10).for_each(|broken| println!("BROKEN: {broken}"));
+            if broken.len() > 10 {
+                println!("BROKEN: and {} more", broken.len() - 10);
+            }
+        }
         Err(error) => println!("\nFAILED: {error}"),
     }
     scratch.keep();
@@ -350,7 +358,7 @@ fn run(settings: &Settings, directory: &Path, url: &str) -> Outcome<Accidents> {
     // All at once: while they end one after the other, they go on contending.
     let ends: Vec<_> = workers.into_iter().map(|worker| thread::spawn(move || worker.finish(limit))).collect();
     for end in ends {
-        end.join().map_err(|_| "a thread panicked")??;
+        accidents.failed.extend(end.join().map_err(|_| "a thread panicked")?.err());
     }
     if screen.terminal {
         println!();
@@ -415,7 +423,7 @@ fn report(
     verdict: &Verdict,
     number: i64,
 ) -> Vec<String> {
-    let mut broken: Vec<String> = verdict.overlaps.iter().chain(&verdict.disorder).cloned().collect();
+    let mut broken = [&*accidents.failed, &verdict.disorder, &verdict.overlaps].concat();
     let mut demand = |holds: bool, what: String| broken.extend((!holds).then_some(what));
     let say = |what: &str, line: String| println!("{what:>27}  {line}");
 
@@ -434,11 +442,10 @@ fn report(
     say("tokens", format!("{} to {}, {ordered}", token(holdings.first()), token(holdings.last())));
     let overlaps = verdict.overlaps.len();
     say("two holders at once", if overlaps == 0 { "never".into() } else { format!("{overlaps} TIMES") });
-    say("the number they count", format!("{}: no update lost", grouped(number)));
-    demand(
-        usize::try_from(number) == Ok(grants),
-        format!("{number} was counted by {grants} holders: an update was lost"),
-    );
+    let exact = usize::try_from(number) == Ok(grants);
+    let updates = if exact { "no update lost" } else { "UPDATES WERE LOST" };
+    say("the number they count", format!("{}: {updates}", grouped(number)));
+    demand(exact, format!("{number} was counted by {grants} holders: an update was lost"));
     let handovers = &verdict.handovers;
     let (p50, p99) = (percentile(handovers, 50), percentile(handovers, 99));
     say("hand-over across processes", format!("{p50:.1?} p50, {p99:.1?} p99, of {}", grouped(handovers.len())));

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Moment;
@@ -34,8 +33,6 @@ pub(crate) struct Core {
     closed: AtomicBool,
     /// Claims that are not leases, and claims that are leaving: the store is closed after the last.
     pub(crate) unsettled: TaskTracker,
-    /// Cancelled when closing is done.
-    shut: CancellationToken,
 }
 
 /// Held by managers, leases and waiters; when the last is gone, so is the reason to run.
@@ -54,9 +51,8 @@ impl Drop for Handle {
 impl Core {
     pub(crate) fn new(config: Config, store: Arc<dyn Store>, env: Arc<dyn Environment>) -> Arc<Self> {
         let heartbeat = Heartbeat::new(store.clone(), env.clone(), config.request_timeout);
-        let (lines, closed) = (Mutex::default(), AtomicBool::new(false));
-        let (unsettled, shut) = (TaskTracker::new(), CancellationToken::new());
-        Arc::new(Self { store, env, heartbeat, config, lines, closed, unsettled, shut })
+        let (lines, closed, unsettled) = (Mutex::default(), AtomicBool::new(false), TaskTracker::new());
+        Arc::new(Self { store, env, heartbeat, config, lines, closed, unsettled })
     }
 
     /// Fails once the manager is closed.
@@ -136,8 +132,7 @@ impl Core {
         let limit = self.env.now() + LEAVE_LIMIT;
         let (answers, held) = lock(&self.lines).close();
         if self.closed.swap(true, Ordering::AcqRel) {
-            // Another call closes, or has closed.
-            until(&*self.env, limit, self.shut.cancelled()).await;
+            // Another call closes, and stopping the environment waits for it.
             return Ok(());
         }
         for answer in answers {
@@ -165,7 +160,6 @@ impl Core {
         until(&*self.env, limit, self.unsettled.wait()).await;
         self.heartbeat.stop();
         until(&*self.env, limit, self.store.close()).await;
-        self.shut.cancel();
         left
     }
 }

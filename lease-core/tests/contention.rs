@@ -342,6 +342,7 @@ mod partition {
         let rival = Manager::builder().store(rivals).ttl(TTL).open().await.unwrap();
 
         let lease = holder.acquire(NAME).timeout(PATIENCE).await.unwrap();
+        let acquired = Moment::now();
         let waiting = rival.clone();
         let next = tokio::spawn(async move {
             let lease = waiting.acquire(NAME).timeout(PATIENCE).await.unwrap();
@@ -351,6 +352,8 @@ mod partition {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         cut.cut();
+        // Whatever the lease says, nothing good was sent after this.
+        let latest = if cut.calls(Operation::Renew) == 0 { acquired } else { Moment::now() };
 
         // The instant just before the last good renewal was sent, from what is left. A renewal that had got through before
         // the cut may still be answered: so it is asked for until the end, and the latest counts.
@@ -372,6 +375,8 @@ mod partition {
         assert_eq!(ended.reason, EndReason::Unreachable);
         assert!(cancelled >= confirmed + TTL / 2, "given up early: after {:?}", cancelled.since(confirmed));
         assert!(cancelled <= confirmed + TTL / 2 + TOLD, "told late: after {:?}", cancelled.since(confirmed));
+
+        assert!(cancelled <= latest + TTL / 2 + TOLD, "told late: {:?} after it was cut off", cancelled.since(latest));
 
         let (next, granted) = next.await.unwrap();
         assert!(granted > cancelled, "the rival got it {:?} before the holder knew", cancelled.since(granted));

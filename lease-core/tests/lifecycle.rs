@@ -623,6 +623,7 @@ async fn a_waiter_of_another_ttl_gets_a_claim_of_its_own() {
     assert_eq!(kind(gives_up.await.unwrap()), ErrorKind::Timeout);
     settle().await;
     assert_eq!(rig.waiting().await, Some(1), "the first claim left, the second is in");
+    assert_eq!((rig.store.calls(Operation::Claim), rig.store.calls(Operation::Leave)), (2, 1));
     held.release().await.unwrap();
     assert_eq!(other_ttl.await.unwrap().unwrap().ttl(), TTL * 2);
 }

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -329,10 +329,13 @@ fn another_boot_id_beside_a_live_process_is_refused() {
 #[test]
 fn closing_one_of_two_stores_keeps_the_locks_of_the_other() {
     let dir = Dir::new();
-    let (one, two) = (Manager::open(&dir.db()), Manager::open(&dir.0.join("./jobs.db")));
+    let one = Manager::open(&dir.db());
     one.head(&claim("n"));
-    two.ping().unwrap();
-    two.close();
+    for _ in 0..2 {
+        let two = Manager::open(&dir.0.join("./jobs.db"));
+        two.ping().unwrap();
+        two.close();
+    }
     dir.raw().execute("UPDATE meta SET boot = 'another'", []).unwrap();
     assert_eq!(Other::start(&dir.db()).ask("claim"), "INCOMPATIBLE");
     assert_eq!(dir.rows(), 1);
@@ -486,6 +489,35 @@ fn a_claim_given_up_in_the_queue_never_enters() {
         gone
     });
     assert!(gone.get() > 0, "none was given up in time to be skipped");
+    assert_eq!(dir.rows(), 0);
+    manager.close();
+}
+
+/// A `leave` that finds the file free must not overtake the `claim` that still waits in the queue.
+#[test]
+fn a_leave_never_overtakes_its_claim() {
+    let dir = Dir::new();
+    let manager = Manager::open(&dir.db());
+    manager.ping().unwrap();
+    for _ in 0..200 {
+        let (store, sent, wish) = (manager.store.clone(), manager.env.now(), claim("n"));
+        let queued = Arc::new(AtomicBool::new(false));
+        let (entering, told) = (wish.clone(), queued.clone());
+        let entered = manager.on_library_thread(async move {
+            let mut claim = std::pin::pin!(store.claim(sent, &entering));
+            let standing = poll_once(&mut claim).await;
+            told.store(true, Ordering::Release);
+            match standing {
+                Some(standing) => standing,
+                None => claim.await,
+            }
+        });
+        while !queued.load(Ordering::Acquire) {
+            std::hint::spin_loop();
+        }
+        assert_eq!(manager.leave(&wish), Departure::Left);
+        assert!(matches!(entered.get(), Ok(Standing::Head(_))));
+    }
     assert_eq!(dir.rows(), 0);
     manager.close();
 }

@@ -100,21 +100,21 @@ impl Bell {
     /// Sends, or with nothing to send only tries the connection.
     fn send_to(&self, bell: &OsStr, ring: Option<&Ring>) {
         let Some(own) = self.socket() else { return };
+        // It is what another manager wrote: never a way out of the directory.
+        if bell.as_bytes().contains(&b'/') {
+            return;
+        }
         let path = through(&own.directory, bell);
         // A socket for each: the unread bells of a frozen manager count against their sender's buffer.
-        let sent = UnixDatagram::unbound().and_then(|socket| {
+        let outcome = UnixDatagram::unbound().and_then(|socket| {
             socket.set_nonblocking(true)?;
             socket.connect(&path)?;
             ring.map_or(Ok(0), |ring| socket.send(&encode(ring)))
         });
-        match sent {
-            // Nobody has it open any more, and its name is never bound again.
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                let _ = unlinkat(&own.directory, bell, AtFlags::empty());
-            }
-            Ok(_) => {}
-            // Full: its reader wakes everybody after a burst. Gone: nobody waits. Else they look when they said they would.
-            Err(error) => tracing::trace!(%error, "a bell could not be rung"),
+        // Full: its reader wakes everybody after a burst. Any other failure: they look when they said they would. Refused:
+        // nobody has it open any more, and its name is never bound again.
+        if outcome.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
+            let _ = unlinkat(&own.directory, bell, AtFlags::empty());
         }
     }
 
@@ -185,8 +185,9 @@ impl Drop for Socket {
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
         let mut watches = lock(&self.bell.watches);
-        // The table's and this one's.
-        if Arc::strong_count(&self.notify) == 2 {
+        // Let go with the table locked: of two that drop theirs, one sees that only the table's is left.
+        drop(std::mem::take(&mut self.notify));
+        if watches.get(&self.name).is_some_and(|notify| Arc::strong_count(notify) == 1) {
             watches.remove(&self.name);
         }
     }

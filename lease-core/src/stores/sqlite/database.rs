@@ -20,7 +20,7 @@ const SCHEMA: &str = include_str!("schema.sql");
 /// "LEAS" in the header of the file.
 const APPLICATION: i32 = 0x4c45_4153;
 const VERSION: i32 = 1;
-/// How many transactions' worth of tokens one commit that is synced to the disk reserves.
+/// How many tokens one commit that is synced to the disk reserves.
 const TOKENS: i64 = 65_536;
 /// More claims never share a transaction.
 pub(super) const BATCH: usize = 256;
@@ -210,7 +210,11 @@ fn check_identity(sql: &Connection) -> Result<bool> {
 /// The check of a file that was never used as a store here.
 pub(super) fn check_file(path: &Path) -> Result<()> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    match Connection::open_with_flags(path, flags).map_err(Failure::from).and_then(|sql| check_identity(&sql)) {
+    let check = |sql: Connection| {
+        sql.busy_timeout(Duration::ZERO)?;
+        check_identity(&sql)
+    };
+    match Connection::open_with_flags(path, flags).map_err(Failure::from).and_then(check) {
         // It is looked at again before it is used.
         Err(Failure::Sqlite(error)) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
         checked => checked.map(drop),

@@ -269,7 +269,8 @@ impl Shared {
         }
         let settled = self.call(Urgency::Other, move |line| line.settle(&name, None).map(drop)).await;
         if let Err(error) = settled {
-            tracing::debug!(%error, "an offer that has ended could not be passed on: the waiters will");
+            let text = "an offer that has ended could not be passed on: the waiters will";
+            self.env.log(Box::new(move || tracing::debug!(%error, "{text}")));
         }
     }
 
