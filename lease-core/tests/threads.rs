@@ -223,27 +223,26 @@ fn calls_under_way_are_answered_when_the_manager_is_closed() {
     let gate = Gate::shut();
     store.next(Operation::Inspect, Fault::HoldReply(gate.clone()));
     let (answered, answers) = std::sync::mpsc::channel();
-    let calls = [
-        thread::spawn({
-            let (manager, answered) = (manager.clone(), answered.clone());
-            move || answered.send(manager.inspect("a").map(drop)).unwrap()
-        }),
-        thread::spawn({
-            let manager = manager.clone();
-            move || answered.send(manager.watch("a").find_map(Result::err).map_or(Ok(()), Err)).unwrap()
-        }),
-        thread::spawn({
-            let manager = manager.clone();
-            move || manager.close().unwrap()
-        }),
-    ];
+    let inspecting = thread::spawn({
+        let (manager, answered) = (manager.clone(), answered.clone());
+        move || answered.send(manager.inspect("a").map(drop)).unwrap()
+    });
     eventually("the inspect is under way", || store.fired() == 1);
+    let watching = thread::spawn({
+        let manager = manager.clone();
+        move || answered.send(manager.watch("a").find_map(Result::err).map_or(Ok(()), Err)).unwrap()
+    });
+    eventually("the watch is under way", || store.calls(Operation::Changed) == 1);
+    let closing = thread::spawn({
+        let manager = manager.clone();
+        move || manager.close().unwrap()
+    });
     eventually("the manager is closed", || manager.ping().is_err());
     gate.open();
     for _ in 0..2 {
         answers.recv_timeout(Duration::from_secs(10)).expect("an answer, whatever it is").err();
     }
-    for call in calls {
+    for call in [inspecting, watching, closing] {
         call.join().unwrap();
     }
     no_thread_is_left();
