@@ -4,7 +4,7 @@
 //! passed, in the background where nobody waits for it. Closing waits for the last of these before it closes the store.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::heartbeat::{Heartbeat, Pulse, jitter};
 use crate::line::{Answer, Lines};
 use crate::observe;
 use crate::runtime::{Environment, lock, run, start, until};
-use crate::store::{Claim, Store};
+use crate::store::{Claim, ClaimId, Store};
 
 /// How long `release` and `close` take at the most.
 pub(crate) const LEAVE_LIMIT: Duration = Duration::from_secs(5);
@@ -33,6 +33,7 @@ pub(crate) struct Core {
     closed: AtomicBool,
     /// Claims that are not leases, and claims that are leaving: the store is closed after the last.
     pub(crate) unsettled: TaskTracker,
+    ids: (u128, AtomicU64),
 }
 
 /// Held by managers, leases and waiters; when the last is gone, so is the reason to run.
@@ -52,7 +53,15 @@ impl Core {
     pub(crate) fn new(config: Config, store: Arc<dyn Store>, env: Arc<dyn Environment>) -> Arc<Self> {
         let heartbeat = Heartbeat::new(store.clone(), env.clone(), config.request_timeout);
         let (lines, closed, unsettled) = (Mutex::default(), AtomicBool::new(false), TaskTracker::new());
-        Arc::new(Self { store, env, heartbeat, config, lines, closed, unsettled })
+        let first_id = u128::from(env.random()) << 64 | u128::from(env.random());
+        let ids = (first_id, AtomicU64::new(0));
+        Arc::new(Self { store, env, heartbeat, config, lines, closed, unsettled, ids })
+    }
+
+    /// An id that no claim has had: the manager's 128 random bits, counted up.
+    pub(crate) fn new_id(&self) -> ClaimId {
+        let (first, used) = &self.ids;
+        ClaimId(first.wrapping_add(u128::from(used.fetch_add(1, Ordering::Relaxed))))
     }
 
     /// Fails once the manager is closed.

@@ -149,6 +149,14 @@ impl Schedule {
         Some(*at)
     }
 
+    /// When to look next. A time that was told once is kept until it has passed, though what it was told for may be gone:
+    /// else each of a row of short leases would wake the loop.
+    fn next_look(&mut self, now: Moment) -> Moment {
+        let first = self.times.first().map_or(Moment::FAR, |(at, _)| *at);
+        let told = self.asleep_until.filter(|at| *at > now);
+        *self.asleep_until.insert(told.map_or(first, |told| told.min(first)))
+    }
+
     fn remove(&mut self, id: ClaimId) {
         if let Some((_, _, at)) = self.entries.remove(&id) {
             self.times.remove(&(at, id));
@@ -290,10 +298,11 @@ impl Heartbeat {
     }
 
     fn change(&self, mut schedule: MutexGuard<'_, Schedule>, id: ClaimId, change: impl FnOnce(&mut Beat, Moment)) {
-        let at = schedule.update(id, change);
-        let earlier = matches!((at, schedule.asleep_until), (Some(at), Some(until)) if at < until);
-        drop(schedule);
-        if earlier {
+        if let (Some(at), Some(until)) = (schedule.update(id, change), schedule.asleep_until)
+            && at < until
+        {
+            schedule.asleep_until = Some(at);
+            drop(schedule);
             self.wake.notify_one();
         }
     }
@@ -313,8 +322,7 @@ impl Heartbeat {
                     return;
                 }
                 let (due, late) = collect(&mut schedule, now);
-                let next = schedule.times.first().map_or(Moment::FAR, |(at, _)| *at);
-                schedule.asleep_until = Some(next);
+                let next = schedule.next_look(now);
                 (due, late, next)
             };
             for (pulse, end) in late {

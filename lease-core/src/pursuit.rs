@@ -21,7 +21,7 @@ use crate::lease::Lease;
 use crate::line::{Waiter, Wish};
 use crate::observe;
 use crate::runtime::{lock, run, start};
-use crate::store::{Claim, ClaimId, Name, Place, Standing, Token};
+use crate::store::{Claim, Name, Place, Standing, Token};
 
 /// Joins the local line and waits there. The caller polls only this: it holds no timer and no store.
 pub(crate) async fn wait(handle: Arc<Handle>, name: &Name, wish: Wish, timeout: Option<Duration>) -> Result<Lease> {
@@ -167,8 +167,7 @@ struct Entry {
 
 impl Entry {
     fn new(core: Arc<Core>, name: &Name, wish: Wish, queues: bool) -> Self {
-        let id = ClaimId(u128::from(core.env.random()) << 64 | u128::from(core.env.random()));
-        let claim = Claim { name: name.clone(), id, ttl: wish.ttl, owner: wish.owner, queues };
+        let claim = Claim { name: name.clone(), id: core.new_id(), ttl: wish.ttl, owner: wish.owner, queues };
         let unsettled = core.unsettled.token();
         Self { core, claim, first_sent: None, pulse: None, handed_out: false, _unsettled: unsettled }
     }

@@ -158,7 +158,7 @@ impl<'de> serde::Deserialize<'de> for Token {
     }
 }
 
-/// The random 128 bits that name one claim. Retries of entering reuse it; once it was found missing, left or evicted it
+/// The 128 bits that name one claim, chosen at random by its manager. Retries of entering reuse it; once it was found missing, left or evicted it
 /// is never sent again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClaimId(pub u128);

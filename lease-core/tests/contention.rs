@@ -360,7 +360,9 @@ mod partition {
         let confirmed_now = || {
             let now = Moment::now();
             let left = lease.remaining();
-            Moment::from_nanos((now + left).as_nanos() - u64::try_from((TTL / 2).as_nanos()).unwrap())
+            // Once it has ended, nothing is left to tell.
+            let until = (!left.is_zero()).then(|| (now + left).as_nanos());
+            until.map(|until| Moment::from_nanos(until - u64::try_from((TTL / 2).as_nanos()).unwrap()))
         };
         let mut confirmed = confirmed_now();
         let ended = loop {
@@ -369,13 +371,13 @@ mod partition {
                 () = tokio::time::sleep(Duration::from_millis(10)) => confirmed = confirmed.max(confirmed_now()),
             }
         };
+        let confirmed = confirmed.expect("it was held when it was cut off");
         let cancelled = Moment::now();
         assert!(cut.fired() > 0, "nothing was cut");
         assert!(!lease.is_held());
         assert_eq!(ended.reason, EndReason::Unreachable);
         assert!(cancelled >= confirmed + TTL / 2, "given up early: after {:?}", cancelled.since(confirmed));
         assert!(cancelled <= confirmed + TTL / 2 + TOLD, "told late: after {:?}", cancelled.since(confirmed));
-
         assert!(cancelled <= latest + TTL / 2 + TOLD, "told late: {:?} after it was cut off", cancelled.since(latest));
 
         let (next, granted) = next.await.unwrap();
