@@ -26,7 +26,7 @@ test: tools ## Run every test there is, doc tests too, with all features and wit
 	$(CARGO) test -p lease-core --no-default-features --locked --no-fail-fast
 
 bench: tools ## Measure
-	$(CARGO) bench -p lease-core --locked
+	$(CARGO) bench -p lease-core --bench figures --locked
 
 check: ## Everything but the tests: format, lints, docs, licences, size
 	@sh ci/tools.sh check

@@ -261,6 +261,45 @@ async fn flapping_connection_keeps_the_lease_while_renewals_can_succeed() {
     assert!(lease.is_held());
 }
 
+/// Thousands of leases are no thousands of tasks, and what falls due together is renewed together.
+#[tokio::test(start_paused = true)]
+async fn many_leases_share_one_driver_and_few_requests() {
+    let rig = Rig::new().await;
+    let before = rig.env.tasks();
+    let mut leases = Vec::new();
+    for number in 0..3_000 {
+        leases.push(rig.manager.acquire(format!("n{number}")).await.unwrap());
+    }
+    assert_eq!(rig.env.tasks(), before, "no task a lease");
+    pass(TTL / 3 + TICK).await;
+    assert_eq!(rig.store.calls(Operation::Renew), 3, "3,000 renewals, 1,024 a request");
+    pass(TTL * 3).await;
+    assert!(leases.iter().all(Lease::is_held));
+    rig.manager.close().await.unwrap();
+    assert_eq!(rig.other().await.list("").await.unwrap(), []);
+}
+
+/// However many wait in a process, the store sees one of them.
+#[tokio::test(start_paused = true)]
+async fn five_thousand_local_waiters_cost_no_more_than_one() {
+    let rig = Rig::new().await;
+    let held = rig.other().await.acquire("n").await.unwrap();
+    let mut waiters = tokio::task::JoinSet::new();
+    for _ in 0..5_000 {
+        waiters.spawn(rig.manager.acquire("n").timeout(TTL * 2).into_future());
+    }
+    pass(TTL).await;
+    assert_eq!(rig.waiting().await, Some(1));
+    assert_eq!(rig.store.calls(Operation::Claim), 1);
+    assert!(rig.env.tasks() < 10, "{} tasks", rig.env.tasks());
+    while let Some(waiter) = waiters.join_next().await {
+        assert_eq!(kind(waiter.unwrap()), ErrorKind::Timeout);
+    }
+    settle().await;
+    assert_eq!(rig.waiting().await, Some(0));
+    held.release().await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn confirm_is_a_renewal_now() {
     let rig = Rig::new().await;
