@@ -121,6 +121,7 @@ macro_rules! conformance_tests {
             s8_dead_waiter_is_skipped_at_its_turn
             s9_final_leave
             s9_unanswered_claim_never_enters_after_leave
+            s9_claim_that_expired_in_the_line_has_no_second_life
             s10_errors_after_close
             s11_cancel_safety
             s11_dropped_turn_takes_no_wake_up_along
@@ -916,6 +917,22 @@ pub async fn s9_unanswered_claim_never_enters_after_leave(harness: &dyn Harness)
         b.leave(&next).await;
         assert_eq!(a.leave(&ghost).await, Departure::Gone, "S9: a claim entered after it had left");
     }
+    close(&[a, b]).await;
+}
+
+/// A claim that expired behind a living head, sent once more and then withdrawn, leaves nothing that could hold later.
+pub async fn s9_claim_that_expired_in_the_line_has_no_second_life(harness: &dyn Harness) {
+    let (a, b) = Party::pair(harness, "S9").await;
+    let name = harness.unique_name("expired");
+    let (holder, waiter) = (a.claim(&name, LONG), b.claim(&name, harness.ttl()));
+    a.hold(&holder).await;
+    b.queue(&waiter).await;
+    b.env.sleep_until(b.env.now() + harness.ttl() + b.store.limits().slack).await;
+    // It may enter anew or be told that it is lost.
+    drop(b.store.claim(b.env.now(), &waiter).await.expect("S9: an answer"));
+    b.leave(&waiter).await;
+    a.leave(&holder).await;
+    assert_eq!(a.inspect(&name).await, None, "S9: a claim that left holds");
     close(&[a, b]).await;
 }
 

@@ -149,7 +149,9 @@ impl Core {
         }
         let mut leaving = Vec::new();
         for pulse in held {
-            if self.heartbeat.end(&pulse, EndReason::Closed).first {
+            let end = self.heartbeat.end(&pulse, EndReason::Closed);
+            // The claim of one that was lost is left to expire, here too.
+            if end.first && !end.reason.is_loss() {
                 let (core, (told, outcome)) = (self.clone(), oneshot::channel());
                 leaving.push(outcome);
                 self.env.spawn(Box::pin(async move {

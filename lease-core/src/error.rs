@@ -222,6 +222,11 @@ impl Error {
         Self::new(ErrorKind::Closed, "the manager is closed: open a new one")
     }
 
+    /// The work was dropped before it had an answer: only a panic does that, or the end of the library's thread.
+    pub(crate) fn dropped() -> Self {
+        Self::new(ErrorKind::Internal, "the store panicked: see its message")
+    }
+
     pub(crate) fn ended(reason: EndReason, name: &Name) -> Self {
         let kind = if reason == EndReason::Forked { ErrorKind::Forked } else { ErrorKind::Lost };
         let mut error = Self::new(kind, format!("not held any more: {}", reason.explanation()));

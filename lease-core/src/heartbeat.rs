@@ -174,9 +174,10 @@ impl Heartbeat {
 
     /// Keeps a claim in the line from now on. Harmless when it is kept already.
     pub(crate) fn keep(&self, pulse: &Arc<Pulse>) {
-        let State::Confirmed(confirmed, _) = pulse.deadline.read() else { return };
         let id = pulse.id();
         let mut schedule = lock(&self.schedule);
+        // Read under the lock: one that ends meanwhile is taken out after it was put in.
+        let State::Confirmed(confirmed, _) = pulse.deadline.read() else { return };
         let beat = Beat::new(confirmed, pulse.place.claim.ttl);
         schedule.entries.entry(id).or_insert_with(|| (pulse.clone(), beat, Moment::FAR));
         self.change(schedule, id, |_, _| ());
@@ -307,8 +308,16 @@ impl Heartbeat {
         }
     }
 
+    /// Ends the loop, and everything that it kept: nothing would tell its end any more.
     pub(crate) fn stop(&self) {
-        lock(&self.schedule).stopped = true;
+        let kept: Vec<Arc<Pulse>> = {
+            let mut schedule = lock(&self.schedule);
+            schedule.stopped = true;
+            schedule.entries.values().map(|(pulse, ..)| pulse.clone()).collect()
+        };
+        for pulse in kept {
+            self.end(&pulse, EndReason::Closed);
+        }
         self.wake.notify_one();
     }
 

@@ -186,6 +186,8 @@ impl Lease {
 
     async fn give_back(&self) -> Result<()> {
         let core = &self.handle.core;
+        // Before the end is known: whoever closes the manager meanwhile waits for the leaving.
+        let _unsettled = core.unsettled.token();
         let end = core.heartbeat.end(&self.pulse, EndReason::Released);
         if !end.first {
             return if end.reason.is_loss() { Err(self.error("release", end.reason)) } else { Ok(()) };
@@ -204,6 +206,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let core = &self.handle.core;
+        let _unsettled = core.unsettled.token();
         let end = core.heartbeat.end(&self.pulse, EndReason::Released);
         if end.first && !end.reason.is_loss() {
             core.withdraw(&self.pulse.place.claim);

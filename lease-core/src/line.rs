@@ -156,13 +156,12 @@ impl Lines {
         self.depart(name, arrival)
     }
 
-    /// Notes a lease that is handed out.
-    pub(crate) fn hold(&mut self, name: &Name, pulse: &Arc<Pulse>, now: Moment) -> Result<()> {
+    /// Notes a lease that is handed out. Gives back the one before it, which it proves to be over.
+    pub(crate) fn hold(&mut self, name: &Name, pulse: &Arc<Pulse>, now: Moment) -> Result<Option<Arc<Pulse>>> {
         if self.closed {
             return Err(Error::closed());
         }
-        self.line(name).held = Some((pulse.clone(), now));
-        Ok(())
+        Ok(self.line(name).held.replace((pulse.clone(), now)).map(|(before, _)| before))
     }
 
     /// Forgets a lease that was given back.

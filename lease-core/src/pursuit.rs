@@ -133,7 +133,7 @@ impl Drop for Pursuit<'_> {
         let stranded = lock(&self.core.lines).abandon(self.name);
         for waiter in stranded {
             let error = self.core.open().err();
-            let error = error.unwrap_or_else(|| Error::new(ErrorKind::Internal, "the store panicked: see its message"));
+            let error = error.unwrap_or_else(Error::dropped);
             self.core.answer((waiter.answer, Err(error)));
         }
     }
@@ -278,7 +278,10 @@ impl Entry {
     /// The claim becomes a lease: from here on the lease's own drop cleans up.
     fn lease(&mut self, handle: Arc<Handle>, pulse: Arc<Pulse>, since: Moment) -> Result<Lease> {
         let now = self.core.env.now();
-        lock(&self.core.lines).hold(&self.claim.name, &pulse, now)?;
+        let before = lock(&self.core.lines).hold(&self.claim.name, &pulse, now)?;
+        if let Some(before) = before {
+            self.core.heartbeat.end(&before, EndReason::Superseded);
+        }
         self.handed_out = true;
         observe::granted(&*self.core.env, &pulse.place, now.since(since));
         Ok(Lease::new(handle, pulse, now))

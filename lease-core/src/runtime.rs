@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -88,15 +88,25 @@ pub(crate) async fn see_through<T: Send + 'static>(
     env: &Arc<dyn Environment>,
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
+    /// Tells the caller, where his waker may run, though the work is dropped half way.
+    struct Answer<T: Send + 'static>(Option<oneshot::Sender<Result<T>>>, Arc<dyn Environment>);
+    impl<T: Send + 'static> Drop for Answer<T> {
+        fn drop(&mut self) {
+            if let Some(unanswered) = self.0.take() {
+                self.1.deliver(Box::new(move || drop(unanswered)));
+            }
+        }
+    }
     let (tx, rx) = oneshot::channel();
-    let deliver = env.clone();
+    let mut answer = Answer(Some(tx), env.clone());
     let task = async move {
         let result = work.await;
-        deliver.deliver(Box::new(move || drop(tx.send(result))));
+        if let Some(tx) = answer.0.take() {
+            answer.1.deliver(Box::new(move || drop(tx.send(result))));
+        }
     };
     start(&**env, Box::pin(task));
-    let unanswered = "dropped unanswered: the store panicked, or the manager was closed meanwhile";
-    rx.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, unanswered)))
+    rx.await.unwrap_or_else(|_| Err(Error::dropped()))
 }
 
 /// A lock whose holder never panics half way: what it guards is changed in steps that keep it whole.
@@ -108,20 +118,47 @@ thread_local! {
     static LIBRARY_THREAD: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Starts a thread of the library. It takes no signals: those are the program's.
-pub(crate) fn spawn_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
-    thread::Builder::new()
-        .name(name.into())
-        .spawn(move || {
+/// A thread of the library, which can be waited for without blocking.
+pub(crate) struct Thread {
+    ended: oneshot::Receiver<()>,
+    handle: JoinHandle<()>,
+}
+
+impl Thread {
+    /// Starts it. It takes no signals: those are the program's.
+    pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<Self> {
+        let (tx, ended) = oneshot::channel();
+        let body = move || {
             LIBRARY_THREAD.set(true);
-            if let Err(error) = nix::sys::signal::SigSet::all().thread_block() {
-                tracing::warn!(%error, "cannot block signals on a library thread");
-            }
+            nix::sys::signal::SigSet::all().thread_block().expect("a set of signals can be blocked");
             body();
-        })
-        .map_err(|error| {
+            // The last act of this thread, so whoever it wakes delays nobody.
+            let _ = tx.send(());
+        };
+        let handle = thread::Builder::new().name(name.into()).spawn(body).map_err(|error| {
             Error::new(ErrorKind::Limit, "cannot start a thread: raise the limit of processes").with_source(error)
-        })
+        })?;
+        Ok(Self { ended, handle })
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.handle.is_finished()
+    }
+
+    /// Resolves when it has ended; at once when this is that very thread.
+    pub(crate) async fn join(self) {
+        if self.handle.thread().id() != thread::current().id() {
+            let Self { ended, handle } = self;
+            drop(ended.await);
+            drop(handle.join());
+        }
+    }
+
+    /// Blocks until it has ended.
+    pub(crate) fn join_now(self) {
+        // A panic of it was printed by it; there is nothing to add.
+        drop(self.handle.join());
+    }
 }
 
 /// The real environment: one thread for timers, input and tasks, and two for user code.
@@ -130,7 +167,7 @@ pub(crate) struct System {
     timers: Arc<Timers>,
     tasks: TaskTracker,
     end: CancellationToken,
-    gone: Mutex<Option<(oneshot::Receiver<()>, JoinHandle<()>)>>,
+    thread: Mutex<Option<Thread>>,
     wakes: Arc<Dispatcher>,
     logs: Arc<Dispatcher>,
 }
@@ -151,25 +188,24 @@ impl System {
         let runtime = Builder::new_current_thread().enable_io().build().map_err(no_timer)?;
         let timers = Arc::new(Timers::new().map_err(|error| no_timer(error.into()))?);
         let end = CancellationToken::new();
-        let (tx, rx) = oneshot::channel();
         let handle = runtime.handle().clone();
-        let thread = spawn_thread("lease", {
+        let wakes = Dispatcher::start("lease-wake", usize::MAX)?;
+        let logs = Dispatcher::start("lease-log", 1024).inspect_err(|_| drop(wakes.stop()))?;
+        let thread = Thread::spawn("lease", {
             let (timers, end) = (timers.clone(), end.clone());
             move || {
                 runtime.block_on(end.run_until_cancelled(timers.drive()));
-                drop(runtime);
-                // The last act of this thread, so whoever it wakes delays nobody.
-                let _ = tx.send(());
             }
-        })?;
+        });
+        let thread = thread.inspect_err(|_| drop((wakes.stop(), logs.stop())))?;
         Ok(Arc::new(Self {
             handle,
             timers,
             tasks: TaskTracker::new(),
             end,
-            gone: Mutex::new(Some((rx, thread))),
-            wakes: Dispatcher::new("lease-wake", usize::MAX),
-            logs: Dispatcher::new("lease-log", 1024),
+            thread: Mutex::new(Some(thread)),
+            wakes,
+            logs,
         }))
     }
 }
@@ -192,11 +228,11 @@ impl Environment for System {
     }
 
     fn deliver(&self, job: Job) {
-        if LIBRARY_THREAD.get() { self.wakes.send(job) } else { job() }
+        if LIBRARY_THREAD.get() { self.wakes.send(job) } else { call(job) }
     }
 
     fn log(&self, job: Job) {
-        if LIBRARY_THREAD.get() { self.logs.send(job) } else { job() }
+        if LIBRARY_THREAD.get() { self.logs.send(job) } else { call(job) }
     }
 
     fn is_library_thread(&self) -> bool {
@@ -212,20 +248,20 @@ impl Environment for System {
             wakes.send(Box::new(move || drop(told)));
         });
         let (wakes, logs, late) = (self.wakes.clone(), self.logs.clone(), Sleep::new(self.timers.clone(), limit));
-        let (end, gone) = (self.end.clone(), lock(&self.gone).take());
+        let (end, thread) = (self.end.clone(), lock(&self.thread).take());
         Box::pin(async move {
-            drop(idle.await);
             // After the last task, so that every answer is delivered. User code that never returns keeps its thread, but
             // not the caller.
             let drained = async {
+                drop(idle.await);
                 wakes.stop().await;
                 logs.stop().await;
             };
             or(drained, late).await;
+            drop((wakes.stop(), logs.stop()));
             end.cancel();
-            if let Some((rx, thread)) = gone {
-                drop(rx.await);
-                join(thread);
+            if let Some(thread) = thread {
+                thread.join().await;
             }
         })
     }
@@ -239,12 +275,10 @@ impl Drop for System {
     }
 }
 
-/// Joins a thread that is about to end, unless that is this very thread.
-fn join(thread: JoinHandle<()>) {
-    if thread.thread().id() != thread::current().id() {
-        // A panic of that thread was printed by it; there is nothing to add.
-        drop(thread.join());
-    }
+/// Runs user code. Its panic ends it, and nothing else: not the delivery to others, nor what the caller has still to do.
+fn call(job: Job) {
+    // The panic hook has printed it.
+    drop(catch_unwind(AssertUnwindSafe(job)));
 }
 
 /// All sleeping futures, woken by one timer on the clock that counts through suspend.
@@ -334,12 +368,12 @@ impl Drop for Sleep {
     }
 }
 
-/// A thread for user code, started when first needed, fed by a queue.
+/// A thread for user code, fed by a queue.
 struct Dispatcher {
-    name: &'static str,
     bound: usize,
     queue: Mutex<Queue>,
     ready: Condvar,
+    thread: Mutex<Option<Thread>>,
 }
 
 #[derive(Default)]
@@ -347,42 +381,27 @@ struct Queue {
     jobs: VecDeque<Job>,
     dropped: u64,
     stopped: bool,
-    thread: Option<(oneshot::Receiver<()>, JoinHandle<()>)>,
 }
 
 impl Dispatcher {
-    fn new(name: &'static str, bound: usize) -> Arc<Self> {
-        Arc::new(Self { name, bound, queue: Mutex::default(), ready: Condvar::new() })
+    fn start(name: &str, bound: usize) -> Result<Arc<Self>> {
+        let thread = Mutex::default();
+        let this = Arc::new(Self { bound, queue: Mutex::default(), ready: Condvar::new(), thread });
+        let working = this.clone();
+        *lock(&this.thread) = Some(Thread::spawn(name, move || working.work())?);
+        Ok(this)
     }
 
-    fn send(self: &Arc<Self>, job: Job) {
+    fn send(&self, job: Job) {
         let mut queue = lock(&self.queue);
         if queue.stopped {
             // Nobody would run it: dropping it tells whoever waits for it.
-            return;
-        }
-        if queue.jobs.len() >= self.bound {
+        } else if queue.jobs.len() >= self.bound {
             queue.dropped += 1;
-            return;
+        } else {
+            queue.jobs.push_back(job);
+            self.ready.notify_one();
         }
-        queue.jobs.push_back(job);
-        if queue.thread.is_none() {
-            let (tx, rx) = oneshot::channel();
-            let this = self.clone();
-            let body = move || {
-                this.work();
-                let _ = tx.send(());
-            };
-            let Ok(thread) = spawn_thread(self.name, body) else {
-                // With no thread to be had, here is better than never.
-                let jobs = std::mem::take(&mut queue.jobs);
-                drop(queue);
-                return jobs.into_iter().for_each(|job| job());
-            };
-            queue.thread = Some((rx, thread));
-        }
-        drop(queue);
-        self.ready.notify_one();
     }
 
     fn work(&self) {
@@ -394,8 +413,7 @@ impl Dispatcher {
                 if dropped > 0 {
                     tracing::warn!(dropped, "the log subscriber could not keep up: events were dropped");
                 }
-                // A user's panic ends his callback, not the delivery to everybody else. The hook has printed it.
-                drop(catch_unwind(AssertUnwindSafe(job)));
+                call(job);
                 queue = lock(&self.queue);
             } else if queue.stopped {
                 return;
@@ -406,20 +424,13 @@ impl Dispatcher {
     }
 
     /// Lets the queue run dry and the thread end; resolves then.
-    fn stop(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<> {
-        let thread = {
-            let mut queue = lock(&self.queue);
-            queue.stopped = true;
-            queue.thread.take()
-        };
+    fn stop(&self) -> impl Future<Output = ()> + Send + use<> {
+        lock(&self.queue).stopped = true;
         self.ready.notify_one();
-        async move {
-            if let Some((mut rx, thread)) = thread {
-                if thread.thread().id() == thread::current().id() {
-                    return;
-                }
-                drop(poll_fn(|cx| Pin::new(&mut rx).poll(cx)).await);
-                join(thread);
+        let thread = lock(&self.thread).take();
+        async {
+            if let Some(thread) = thread {
+                thread.join().await;
             }
         }
     }
@@ -461,7 +472,7 @@ mod tests {
 
     #[test]
     fn a_slow_subscriber_costs_log_lines_and_nothing_else() {
-        let dispatcher = Dispatcher::new("test", 4);
+        let dispatcher = Dispatcher::start("test", 4).unwrap();
         let (tx, rx) = std::sync::mpsc::channel::<()>();
         let (started, first) = std::sync::mpsc::channel();
         dispatcher.send(Box::new(move || {

@@ -460,6 +460,31 @@ async fn eviction_is_told_with_its_evidence() {
     assert_eq!(kind(rig.manager.break_lease("n", lease.token()).await), ErrorKind::NotFound);
 }
 
+/// The manager that grants a name to its own next waiter knows thereby that the one before is over.
+#[tokio::test(start_paused = true)]
+async fn an_evicted_lease_ends_when_its_manager_grants_the_name_again() {
+    let rig = Rig::new().await;
+    let evicted = rig.lease().await;
+    let next = tokio::spawn(rig.manager.acquire("n").into_future());
+    settle().await;
+    rig.manager.break_lease("n", evicted.token()).await.unwrap();
+    let next = next.await.unwrap().unwrap();
+    assert!(!evicted.is_held() && next.is_held());
+    assert_eq!(evicted.cancelled().await.reason, EndReason::Superseded);
+}
+
+/// Evicted and not told yet when the manager is closed: nobody would tell it any more.
+#[tokio::test(start_paused = true)]
+async fn closing_ends_every_lease_whatever_became_of_its_claim() {
+    let rig = Rig::new().await;
+    let evicted = rig.lease().await;
+    rig.other().await.break_lease("n", evicted.token()).await.unwrap();
+    let again = rig.manager.try_acquire("n").await.unwrap();
+    assert!(again.is_none(), "this process believes that it holds the name");
+    rig.manager.close().await.unwrap();
+    assert_eq!(evicted.cancelled().await.reason, EndReason::Closed);
+}
+
 /// Cancelling the token that was handed out cancels what hangs on it, and no lease.
 #[tokio::test(start_paused = true)]
 async fn cancelling_the_users_token_fakes_nothing() {
@@ -953,6 +978,20 @@ async fn close_waits_for_claims_that_are_leaving() {
     closing.await.unwrap().unwrap();
     again.await.unwrap().unwrap();
     assert_eq!(kind(waiting.await.unwrap()), ErrorKind::Closed);
+}
+
+/// A lease that was lost may still be worked under when the manager is closed.
+#[tokio::test(start_paused = true)]
+async fn close_leaves_the_claim_of_a_lost_lease_to_expire() {
+    let rig = Rig::new().await;
+    let other = rig.other().await;
+    let lease = rig.lease().await;
+    rig.env.freeze();
+    rig.env.jump(HALF);
+    rig.env.thaw();
+    rig.manager.close().await.unwrap();
+    assert_eq!(lease.end_reason(), Some(EndReason::Stalled));
+    assert_eq!(other.inspect("n").await.unwrap().map(|record| record.token), Some(lease.token()));
 }
 
 #[tokio::test(start_paused = true)]

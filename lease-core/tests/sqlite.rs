@@ -342,6 +342,50 @@ fn closing_one_of_two_stores_keeps_the_locks_of_the_other() {
     one.close();
 }
 
+/// The database file was replaced while a store had it open, and another store opens the new one: they share the side
+/// files, and when the first is closed the locks of the second stay.
+#[test]
+fn closing_a_store_on_a_replaced_file_keeps_the_locks_of_the_other() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = Dir::new();
+    let first = Manager::open(&dir.db());
+    first.ping().unwrap();
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(format!("{}{suffix}", dir.db().display()));
+    }
+    let second = Manager::open(&dir.db());
+    second.ping().unwrap();
+    let live = fs::metadata(format!("{}-live", dir.db().display())).unwrap().ino();
+    let locked = || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        locks
+            .lines()
+            .any(|lock| lock.contains(&format!(":{live} ")) && lock.contains(&format!(" {} ", std::process::id())))
+    };
+    assert!(locked());
+    first.close();
+    assert!(locked(), "closing any descriptor of a file drops the locks of the process on it");
+    second.close();
+    assert!(!locked());
+}
+
+/// Another program that keeps the file locked holds up no caller for longer than a moment.
+#[test]
+fn a_file_that_another_program_keeps_locked_is_unavailable_at_once() {
+    let dir = Dir::new();
+    let manager = lease_core::blocking::Manager::open(format!("sqlite:{}", dir.db().display())).unwrap();
+    manager.ping().unwrap();
+    let other = dir.raw();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let began = Instant::now();
+    assert_eq!(kind(manager.acquire("n").timeout(Duration::from_millis(50)).wait()), ErrorKind::Unavailable);
+    assert_eq!(kind(manager.try_acquire("n")), ErrorKind::Unavailable);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    other.execute_batch("ROLLBACK").unwrap();
+    assert!(manager.try_acquire("n").unwrap().is_some());
+    manager.close().unwrap();
+}
+
 /// A hand-over between processes is a bell, not a poll: it must not take until the look at the predecessor's deadline.
 #[test]
 fn a_hand_over_between_processes_takes_no_polling() {

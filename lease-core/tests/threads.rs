@@ -247,3 +247,94 @@ fn calls_under_way_are_answered_when_the_manager_is_closed() {
     }
     no_thread_is_left();
 }
+
+/// A waker of a test: what it does when a lease ends.
+struct OnWake<F>(F);
+
+impl<F: Fn() + Send + Sync + 'static> Wake for OnWake<F> {
+    fn wake(self: Arc<Self>) {
+        (self.0)();
+    }
+}
+
+/// Calls the waker when the lease ends.
+fn when_ended<F: Fn() + Send + Sync + 'static>(lease: &Lease, act: F) -> impl Future<Output = ()> + use<F> {
+    let mut ended = Box::pin(lease.cancellation().cancelled_owned());
+    let waker = Waker::from(Arc::new(OnWake(act)));
+    assert!(ended.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    ended
+}
+
+/// A release is under way, held up by a slow waker, when the manager is closed: closing waits for it.
+#[test]
+fn closing_waits_for_a_release_that_has_begun() {
+    let _alone = alone();
+    let (manager, other) =
+        (block_on(Manager::open("memory:gap")).unwrap(), block_on(Manager::open("memory:gap")).unwrap());
+    let lease = block_on(manager.acquire("n").into_future()).unwrap();
+    let (woken, gate) = (Arc::new(AtomicBool::new(false)), Arc::new((Mutex::new(false), Condvar::new())));
+    let _ended = when_ended(&lease, {
+        let (woken, gate) = (woken.clone(), gate.clone());
+        move || {
+            woken.store(true, Ordering::SeqCst);
+            let mut open = gate.0.lock().unwrap();
+            while !*open {
+                open = gate.1.wait(open).unwrap();
+            }
+        }
+    });
+    let releasing = thread::spawn(move || block_on(lease.release()));
+    eventually("the waker is slow", || woken.load(Ordering::SeqCst));
+    let closing = thread::spawn({
+        let manager = manager.clone();
+        move || block_on(manager.close())
+    });
+    eventually("the manager is closed to others", || block_on(manager.ping()).is_err());
+    *gate.0.lock().unwrap() = true;
+    gate.1.notify_all();
+    releasing.join().unwrap().unwrap();
+    closing.join().unwrap().unwrap();
+    assert_eq!(block_on(other.inspect("n")).unwrap(), None, "no claim is left");
+    block_on(other.close()).unwrap();
+}
+
+/// A waker that panics ends its own task, and keeps no release from the store.
+#[test]
+fn a_waker_that_panics_does_not_stop_a_release() {
+    let _alone = alone();
+    let manager = block_on(Manager::open("memory:")).unwrap();
+    let lease = block_on(manager.acquire("n").into_future()).unwrap();
+    let _ended = when_ended(&lease, || panic!("a waker panics, as a test told it to"));
+    block_on(lease.release()).unwrap();
+    assert_eq!(block_on(manager.inspect("n")).unwrap(), None);
+    block_on(manager.close()).unwrap();
+}
+
+/// A waker that does not return keeps its thread, and not the one who closes.
+#[test]
+fn closing_is_bounded_though_a_waker_is_stuck() {
+    let _alone = alone();
+    let manager = block_on(Manager::open("memory:stuck")).unwrap();
+    let other = block_on(Manager::open("memory:stuck")).unwrap();
+    let lease = block_on(manager.acquire("n").ttl(Duration::from_millis(60)).into_future()).unwrap();
+    let (gate, woken) = (Arc::new((Mutex::new(false), Condvar::new())), Arc::new(AtomicBool::new(false)));
+    let _ended = when_ended(&lease, {
+        let (gate, woken) = (gate.clone(), woken.clone());
+        move || {
+            woken.store(true, Ordering::SeqCst);
+            let mut open = gate.0.lock().unwrap();
+            while !*open {
+                open = gate.1.wait(open).unwrap();
+            }
+        }
+    });
+    block_on(other.break_lease("n", lease.token())).unwrap();
+    eventually("the waker is stuck", || woken.load(Ordering::SeqCst));
+    let began = Instant::now();
+    block_on(manager.close()).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(8), "5 s, and what a busy machine takes: {:?}", began.elapsed());
+    *gate.0.lock().unwrap() = true;
+    gate.1.notify_all();
+    block_on(other.close()).unwrap();
+    no_thread_is_left();
+}

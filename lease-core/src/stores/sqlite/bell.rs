@@ -6,6 +6,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -85,7 +86,8 @@ impl Bell {
         let Some(socket) = self.socket() else { return };
         let Ok(entries) = fs::read_dir(through(&socket.directory, "")) else { return };
         let prefix = prefix(database);
-        for name in entries.flatten().map(|entry| entry.file_name()) {
+        let sockets = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket()));
+        for name in sockets.map(|entry| entry.file_name()) {
             if name.as_bytes().starts_with(prefix.as_bytes()) && name.len() == prefix.len() + 16 {
                 self.send_to(&name, None);
             }

@@ -126,8 +126,9 @@ impl Session {
             // SQLite does not say why it cannot open a file.
             writable(&gate.path).and(Err(Failure::Sqlite(error)))
         })?;
-        // Nobody of ours is to be waited for inside the gate; this is for other programs.
-        sql.busy_timeout(Duration::from_secs(1))?;
+        // Nobody of ours is to be waited for inside the gate. Another program is, for a moment: this may be the caller's
+        // thread, and the manager tries again.
+        sql.busy_timeout(Duration::from_millis(25))?;
         sql.set_prepared_statement_cache_capacity(32);
         // Else the planner looks at the values of parameters, and prepares a statement anew for each new one.
         sql.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
@@ -171,6 +172,10 @@ impl Session {
         reset.execute_batch("DELETE FROM line; DELETE FROM watch")?;
         reset.execute("UPDATE meta SET boot = ?1, next_token = reserved_token", [&self.boot])?;
         Ok(reset.commit()?)
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.sql.is_some()
     }
 
     /// Whether so much was written that the log should be moved into the file. Says so once.

@@ -105,11 +105,13 @@ impl Transaction<'_> {
         }
         let known = self
             .sql
-            .prepare_cached("SELECT token FROM line WHERE name = ?1 AND claim = ?2 AND deadline > ?3")?
-            .query_row(params![&*claim.name, id, self.now], |row| row.get(0))
+            .prepare_cached("SELECT token, deadline FROM line WHERE name = ?1 AND claim = ?2")?
+            .query_row(params![&*claim.name, id], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))
             .optional()?;
         let at = match known {
-            Some(at) => at,
+            // Dead behind a living head: its id is used up. A second row of it would outlive its leaving.
+            Some((_, deadline)) if deadline <= self.now => return Ok(Standing::Lost),
+            Some((at, _)) => at,
             None if !claim.queues => return Ok(Standing::Busy(self.ahead(&claim.name, &head, i64::MAX)?)),
             None => self.enter(sent, claim, WAITING)?,
         };

@@ -7,8 +7,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, Once, PoisonError, TryLockError};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
 
 use futures_lite::future::or;
 use tokio::sync::oneshot;
@@ -21,7 +21,7 @@ use super::failure::Failure;
 use super::line::{Effects, Transaction};
 use crate::clock::Moment;
 use crate::error::{Error, Result};
-use crate::runtime::{Environment, Task, lock, spawn_thread};
+use crate::runtime::{Environment, Task, Thread, lock};
 use crate::store::Name;
 
 /// What the callers of one store, its thread and its tasks share.
@@ -34,12 +34,12 @@ pub(super) struct Shared {
     ready: Condvar,
     /// The offers that this store made and has not seen the end of.
     offers: Mutex<HashMap<Name, Moment>>,
-    listening: Once,
+    listening: AtomicBool,
     tasks: TaskTracker,
     closed: CancellationToken,
     path: PathBuf,
-    checkpoint: Mutex<Option<JoinHandle<()>>>,
-    thread: Mutex<Option<(oneshot::Receiver<()>, JoinHandle<()>)>>,
+    checkpoint: Mutex<Option<Thread>>,
+    thread: Mutex<Option<Thread>>,
 }
 
 #[derive(Default)]
@@ -94,7 +94,7 @@ impl Shared {
             queue: Mutex::default(),
             ready: Condvar::new(),
             offers: Mutex::default(),
-            listening: Once::new(),
+            listening: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             closed: CancellationToken::new(),
             path: database.gate.path.clone(),
@@ -102,14 +102,8 @@ impl Shared {
             database: Mutex::new(Some(database)),
             thread: Mutex::new(None),
         });
-        let (tx, rx) = oneshot::channel();
         let this = shared.clone();
-        let thread = spawn_thread("lease-sqlite", move || {
-            this.work();
-            drop(this);
-            let _ = tx.send(());
-        })?;
-        *lock(&shared.thread) = Some((rx, thread));
+        *lock(&shared.thread) = Some(Thread::spawn("lease-sqlite", move || this.work())?);
         Ok(shared)
     }
 
@@ -145,6 +139,10 @@ impl Shared {
             return Err(work);
         }
         let Some(Database { gate, session }) = &mut *database else { return Ok(Err(Error::closed())) };
+        if !session.is_connected() {
+            // Making tables waits for the disk.
+            return Err(work);
+        }
         let Some(entered) = gate.try_enter() else { return Err(work) };
         let outcome = session.transact(gate, &entered, &*self.env, &self.bell.name, work);
         drop(entered);
@@ -220,7 +218,7 @@ impl Shared {
             return;
         }
         let this = self.clone();
-        let started = spawn_thread("lease-wal", move || {
+        let started = Thread::spawn("lease-wal", move || {
             if let Err(error) = this.checkpoint().map_err(Error::from) {
                 this.env.log(Box::new(move || tracing::warn!(%error, "the log was not moved into the database file")));
             }
@@ -267,11 +265,8 @@ impl Shared {
                 break;
             }
         }
-        let settled = self.call(Urgency::Other, move |line| line.settle(&name, None).map(drop)).await;
-        if let Err(error) = settled {
-            let text = "an offer that has ended could not be passed on: the waiters will";
-            self.env.log(Box::new(move || tracing::debug!(%error, "{text}")));
-        }
+        // If it fails, the waiters look when their own time comes.
+        drop(self.call(Urgency::Other, move |line| line.settle(&name, None).map(drop)).await);
     }
 
     /// Resolves when it is rung, at `at`, or, as an error, when the store is closed.
@@ -287,19 +282,19 @@ impl Shared {
         or(closed, rung_or_late).await
     }
 
-    /// Starts reading the bell: a store of which nobody ever waits does without.
+    /// Starts reading the bell, or tries again if that failed: a store of which nobody ever waits does without.
     pub(super) fn listen(self: &Arc<Self>) {
-        self.listening.call_once(|| {
-            let this = self.clone();
-            self.spawn(async move {
-                let listen = async {
-                    if let Err(error) = this.bell.listen().await {
-                        this.env
-                            .log(Box::new(move || tracing::warn!(%error, "cannot hear the bell: waiters look late")));
-                    }
-                };
-                or(this.closed.cancelled(), listen).await;
-            });
+        if self.listening.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let this = self.clone();
+        self.spawn(async move {
+            let listen = async {
+                let Err(error) = this.bell.listen().await else { return };
+                this.listening.store(false, Ordering::Release);
+                this.env.log(Box::new(move || tracing::warn!(%error, "cannot hear the bell: waiters look late")));
+            };
+            or(this.closed.cancelled(), listen).await;
         });
     }
 
@@ -319,9 +314,8 @@ impl Shared {
         }
         self.stop();
         let thread = lock(&self.thread).take();
-        if let Some((ended, thread)) = thread {
-            drop(ended.await);
-            drop(thread.join());
+        if let Some(thread) = thread {
+            thread.join().await;
         }
         self.tasks.wait().await;
     }
@@ -367,7 +361,7 @@ impl Drop for Ended<'_> {
         drop(queued);
         let database = lock(&self.0.database).take();
         if let Some(checkpoint) = lock(&self.0.checkpoint).take() {
-            drop(checkpoint.join());
+            checkpoint.join_now();
         }
         if let Some(Database { gate, session }) = database {
             // The last to close a database locks it for a moment.
