@@ -18,9 +18,10 @@ use std::time::Duration;
 
 use futures_lite::future::block_on;
 
+use crate::config::Builder;
 use crate::error::Result;
 use crate::lease::Ended;
-use crate::manager;
+use crate::manager::Changes;
 use crate::store::{Record, Token};
 
 /// [`crate::Manager`] for threads.
@@ -34,6 +35,11 @@ impl Manager {
     /// The same.
     pub fn open(url: impl AsRef<str>) -> Result<Self> {
         block_on(crate::Manager::open(url)).map(Self)
+    }
+
+    /// As [`crate::Manager::builder`], to be opened with [`Builder::open_blocking`].
+    pub fn builder() -> Builder {
+        Builder::default()
     }
 
     /// As [`crate::Manager::acquire`]; [`wait`](Acquire::wait) does it.
@@ -67,8 +73,8 @@ impl Manager {
     }
 
     /// As [`crate::Manager::watch`]: each step of the iterator blocks until there is a change.
-    pub fn watch(&self, name: &str) -> impl Iterator<Item = Result<manager::Change>> + Send + use<> {
-        futures_lite::stream::block_on(Box::pin(self.0.watch(name)))
+    pub fn watch(&self, name: impl AsRef<str>) -> futures_lite::stream::BlockOn<Changes> {
+        futures_lite::stream::block_on(self.0.watch(name))
     }
 
     /// As [`crate::Manager::break_lease`].
@@ -132,7 +138,8 @@ impl Acquire {
     }
 }
 
-/// [`crate::Lease`] for threads. What does not wait, it has by [`Deref`].
+/// [`crate::Lease`] for threads. By [`Deref`] it has `token`, `name`, `is_held`, `check`, `remaining` and all else that
+/// does not wait.
 #[must_use = "a lease that is dropped is released"]
 #[derive(Debug)]
 pub struct Lease(crate::Lease);

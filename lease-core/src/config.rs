@@ -1,12 +1,13 @@
 //! Settings: from a URL, from methods, from the environment; checked once, never clamped, never ignored.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::manager::Manager;
 use crate::runtime::{Environment, system};
 use crate::store::{Limits, Store};
@@ -21,18 +22,12 @@ pub(crate) const MAX_OWNER: usize = 1024;
 /// The option keys: the same words in URLs, `LEASE_*` variables and every language.
 const KEYS: &[&str] = &["ttl", "timeout", "owner", "request_timeout"];
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) ttl: Duration,
     pub(crate) timeout: Option<Duration>,
     pub(crate) owner: Arc<str>,
     pub(crate) request_timeout: Duration,
-}
-
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ttl {:?}, timeout {:?}, owner {:?}", self.ttl, self.timeout, self.owner)
-    }
 }
 
 impl Default for Config {
@@ -65,9 +60,6 @@ impl Config {
             }
             _ => return Err(unknown("option", key, KEYS)),
         }
-        if self.request_timeout.is_zero() {
-            return Err(Error::invalid("request_timeout is 0: give the time one store request may take, such as 3s"));
-        }
         Ok(())
     }
 
@@ -96,10 +88,10 @@ fn duration(key: &str, value: &str) -> Result<Duration> {
     humantime::parse_duration(value).map_err(|error| Error::invalid(hint()).with_source(error))
 }
 
-fn unknown(what: &str, word: &str, known: &[&str]) -> Error {
+pub(crate) fn unknown(what: &str, word: &str, known: &[&str]) -> Error {
     let nearest = known.iter().max_by(|a, b| strsim::jaro(word, a).total_cmp(&strsim::jaro(word, b)));
-    let nearest = nearest.map(|nearest| format!("; did you mean {nearest:?}?")).unwrap_or_default();
-    Error::invalid(format!("unknown {what} {word:?}{nearest} Known: {}", known.join(", ")))
+    let nearest = nearest.expect("something is known");
+    Error::invalid(format!("unknown {what} {word:?}; did you mean {nearest:?}? Known: {}", known.join(", ")))
 }
 
 /// A store's URL taken apart: `scheme:rest?key=value&…`, all parts percent-decoded.
@@ -232,14 +224,23 @@ impl Builder {
         self.build().map_err(|error| error.during("open", None))
     }
 
+    /// [`open`](Self::open) for threads.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_blocking(self) -> Result<crate::blocking::Manager> {
+        self.build().map(Into::into).map_err(|error| error.during("open", None))
+    }
+
     fn build(self) -> Result<Manager> {
-        let (config, url) = self.configure(std::env::vars_os().filter_map(|(key, value)| {
-            let key = key.into_string().ok()?;
-            Some((key, value.to_string_lossy().into_owned()))
-        }))?;
+        let variables = std::env::vars_os().filter(|(key, _)| key.as_encoded_bytes().starts_with(b"LEASE_"));
+        let utf8 = |text: OsString| text.into_string().map_err(|text| Error::invalid(format!("{text:?} is not UTF-8")));
+        let variables: Vec<_> = variables.map(|(key, value)| Ok((utf8(key)?, utf8(value)?))).collect::<Result<_>>()?;
+        let (config, url) = self.configure(variables.into_iter())?;
         let env = self.env.map_or_else(system, Ok)?;
         let store = match (self.store, url) {
-            (Some(store), _) => store,
+            (Some(_), Some(_)) => return Err(Error::invalid("there is a store and a URL: give one of them")),
+            (Some(store), None) => store,
             (None, Some(url)) => stores::open(&url.scheme, &url.rest, &env)?,
             (None, None) => {
                 return Err(Error::invalid("no URL: give one, such as sqlite:jobs.db, or set LEASE_URL"));
@@ -271,8 +272,9 @@ impl Builder {
         if let Some(owner) = &self.owner {
             config.set("owner", owner)?;
         }
-        if let Some(request_timeout) = self.request_timeout {
-            config.set("request_timeout", &humantime::format_duration(request_timeout).to_string())?;
+        config.request_timeout = self.request_timeout.unwrap_or(config.request_timeout);
+        if config.request_timeout.is_zero() {
+            return Err(Error::invalid("request_timeout is 0: give the time one store request may take, such as 3s"));
         }
         Ok((config, url))
     }
@@ -285,20 +287,10 @@ impl fmt::Debug for Builder {
     }
 }
 
-/// What to say of a scheme that this build has no store for.
-pub(crate) fn no_store(scheme: &str, features: &[(&str, &str)]) -> Error {
-    match features.iter().find(|(known, _)| *known == scheme) {
-        Some((_, feature)) => Error::new(
-            ErrorKind::Unsupported,
-            format!("this build has no {scheme:?} store: enable the cargo feature {feature:?} of lease-core"),
-        ),
-        None => unknown("scheme", scheme, stores::SCHEMES),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     fn configure(builder: &Builder, variables: &[(&str, &str)]) -> Result<(Config, Option<Url>)> {
         builder.configure(variables.iter().map(|(key, value)| ((*key).into(), (*value).into())))

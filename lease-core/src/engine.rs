@@ -11,9 +11,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use crate::clock::Moment;
 use crate::config::Config;
-use crate::error::{EndReason, Error, Result};
+use crate::error::{EndReason, Error, ErrorKind, Result};
 use crate::heartbeat::{Heartbeat, Pulse, jitter};
 use crate::line::{Answer, Lines};
 use crate::observe;
@@ -88,44 +87,56 @@ impl Core {
         lock(&self.lines).release(&pulse.place.claim.name, pulse);
     }
 
-    /// Takes a claim out of the line in the background: until it is certain, or the store has dropped it.
-    pub(crate) fn withdraw(self: &Arc<Self>, claim: &Claim) {
+    /// Runs what the caller waits for; dropping that drops the work.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let outcome = run(&self.env, work).await;
+        outcome.map_err(
+            |error| if error.kind() == ErrorKind::Internal { self.open().err().unwrap_or(error) } else { error },
+        )
+    }
+
+    /// Takes a claim out of the line: until it is certain, or the store has dropped it, whether anybody waits for it or not.
+    fn leaving(self: &Arc<Self>, claim: &Claim) -> oneshot::Receiver<Result<()>> {
+        let (told, outcome) = oneshot::channel();
         let (core, claim, unsettled) = (self.clone(), claim.clone(), self.unsettled.token());
         start(
             &*self.env,
             Box::pin(async move {
                 let _unsettled = unsettled;
-                if let Err(error) = core.depart(&claim, core.env.now() + claim.ttl).await {
-                    observe::not_left(&*core.env, &claim.name, &error);
+                let left = core.depart(&claim).await;
+                if let Err(error) = &left {
+                    observe::not_left(&*core.env, &claim.name, error);
                 }
+                drop(told.send(left));
             }),
         );
+        outcome
+    }
+
+    /// Takes a claim out of the line in the background.
+    pub(crate) fn withdraw(self: &Arc<Self>, claim: &Claim) {
+        drop(self.leaving(claim));
     }
 
     /// Takes a claim out of the line and waits for it, 5 s at most; goes on in the background if dropped.
-    pub(crate) async fn leave(self: &Arc<Self>, claim: &Claim, operation: &'static str) -> Result<()> {
-        let (told, outcome) = oneshot::channel();
-        let (core, leaving, unsettled) = (self.clone(), claim.clone(), self.unsettled.token());
-        let limit = self.env.now() + LEAVE_LIMIT;
-        start(
-            &*self.env,
-            Box::pin(async move {
-                let _unsettled = unsettled;
-                drop(told.send(core.depart(&leaving, limit.max(core.env.now() + leaving.ttl)).await));
-            }),
-        );
-        let env = self.env.clone();
+    pub(crate) async fn leave(self: &Arc<Self>, claim: &Claim) -> Result<()> {
+        let (env, limit) = (self.env.clone(), self.env.now() + LEAVE_LIMIT);
+        let outcome = self.leaving(claim);
         let waiting =
             async move { until(&*env, limit, outcome).await.and_then(Result::ok).unwrap_or_else(Core::no_leave) };
-        run(&self.env, waiting).await.map_err(|error| error.during(operation, Some(&claim.name)))
+        self.run(waiting).await
     }
 
     fn no_leave() -> Result<()> {
-        Err(Error::unavailable("the store could not be told within 5 s; the claim is left to expire").with_doubt())
+        Err(Error::unavailable("the store could not be told within 5 s; what it is not told later expires")
+            .with_doubt())
     }
 
-    async fn depart(&self, claim: &Claim, limit: Moment) -> Result<()> {
-        let mut backoff = Backoff::default();
+    async fn depart(&self, claim: &Claim) -> Result<()> {
+        let (mut backoff, limit) = (Backoff::default(), self.env.now() + LEAVE_LIMIT.max(claim.ttl));
         loop {
             match self.bounded(self.store.leave(claim)).await {
                 Ok(_left_or_gone) => return Ok(()),
@@ -152,11 +163,7 @@ impl Core {
             let end = self.heartbeat.end(&pulse, EndReason::Closed);
             // The claim of one that was lost is left to expire, here too.
             if end.first && !end.reason.is_loss() {
-                let (core, (told, outcome)) = (self.clone(), oneshot::channel());
-                leaving.push(outcome);
-                self.env.spawn(Box::pin(async move {
-                    drop(told.send(core.depart(&pulse.place.claim, limit).await));
-                }));
+                leaving.push(self.leaving(&pulse.place.claim));
             }
         }
         let all = async {

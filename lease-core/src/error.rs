@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::store::{Name, Token};
 
@@ -44,7 +45,7 @@ numbered! {
     ErrorKind {
         /// The deadline passed while somebody else held the name. Try again.
         Timeout = 1, "TIMEOUT";
-        /// The lease had ended, and not by your own act. Stop the work; acquire anew.
+        /// The lease has ended: stop the work, and acquire anew. Its reason says how.
         Lost = 2, "LOST";
         /// The store did not answer, or not in time. Try again.
         Unavailable = 3, "UNAVAILABLE";
@@ -135,8 +136,10 @@ impl EndReason {
 /// assert!(!error.is_retryable());
 /// # });
 /// ```
+#[derive(Clone)]
 pub struct Error(Box<Details>);
 
+#[derive(Clone)]
 struct Details {
     kind: ErrorKind,
     message: String,
@@ -146,7 +149,7 @@ struct Details {
     holder: Option<Holder>,
     place: Option<u64>,
     in_doubt: bool,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 /// Who holds a name, as far as it was known when the error was made.
@@ -185,7 +188,7 @@ impl Error {
     /// The same with the error that caused it.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.0.source = Some(source.into());
+        self.0.source = Some(source.into().into());
         self
     }
 
@@ -233,22 +236,6 @@ impl Error {
         error.0.reason = Some(reason);
         error.0.name = Some(name.clone());
         error
-    }
-
-    /// A copy for one more waiter of the same failure; the source becomes its text.
-    pub(crate) fn duplicate(&self) -> Self {
-        let d = &self.0;
-        Self(Box::new(Details {
-            kind: d.kind,
-            message: d.message.clone(),
-            operation: d.operation,
-            name: d.name.clone(),
-            reason: d.reason,
-            holder: d.holder.clone(),
-            place: d.place,
-            in_doubt: d.in_doubt,
-            source: d.source.as_ref().map(|source| source.to_string().into()),
-        }))
     }
 
     /// What kind of error it is.

@@ -31,12 +31,12 @@ const ADMIT_LIMIT: Duration = Duration::from_secs(5);
 /// ```
 #[derive(Default)]
 pub struct Fence {
-    names: Mutex<HashMap<Name, Gate>>,
+    names: Mutex<HashMap<Name, Seen>>,
     left: Condvar,
 }
 
 #[derive(Default)]
-struct Gate {
+struct Seen {
     /// The newest token seen. Kept for ever: forgetting it would let an older one in.
     newest: Option<Token>,
     /// Writes under way, by token.
@@ -58,14 +58,15 @@ impl Fence {
         Self::default()
     }
 
-    /// Admits a write under this token. Blocks while a write under an older token is under way, 5 s at most.
+    /// Admits a write under this token. Blocks the thread while a write under an older token is under way, 5 s at most: in
+    /// an async task use `spawn_blocking`.
     ///
     /// # Errors
     /// `Lost` when a newer token was seen: the write must not happen. `Timeout` when the older write did not end; no
     /// older token is admitted after that all the same. `Invalid` for a wrong name.
     pub fn admit(&self, name: impl AsRef<str>, token: Token) -> Result<Admitted<'_>> {
         let name = Name::new(name.as_ref())?;
-        self.enter(&name, token).map_err(|error| error.during("admit", Some(&name)))?;
+        self.enter(&name, token)?;
         Ok(Admitted { fence: self, name, token })
     }
 
@@ -73,7 +74,12 @@ impl Fence {
     ///
     /// # Errors
     /// As [`admit`](Self::admit).
-    pub fn enter(&self, name: &Name, token: Token) -> Result<()> {
+    pub fn enter(&self, name: impl AsRef<str>, token: Token) -> Result<()> {
+        let name = Name::new(name.as_ref())?;
+        self.pass(&name, token).map_err(|error| error.during("admit", Some(&name)))
+    }
+
+    fn pass(&self, name: &Name, token: Token) -> Result<()> {
         let until = Instant::now() + ADMIT_LIMIT;
         let mut names = lock(&self.names);
         loop {
@@ -100,13 +106,14 @@ impl Fence {
     ///
     /// # Errors
     /// `NotFound` when no write under this token is under way.
-    pub fn leave(&self, name: &Name, token: Token) -> Result<()> {
+    pub fn leave(&self, name: impl AsRef<str>, token: Token) -> Result<()> {
+        let name = Name::new(name.as_ref())?;
         let mut names = lock(&self.names);
-        let inside = names.get_mut(name).map(|gate| &mut gate.inside);
+        let inside = names.get_mut(&name).map(|gate| &mut gate.inside);
         let Some((inside, count)) = inside.and_then(|inside| inside.get(&token).copied().map(|count| (inside, count)))
         else {
             let message = format!("no write under token {token} is under way");
-            return Err(Error::new(ErrorKind::NotFound, message).during("leave", Some(name)));
+            return Err(Error::new(ErrorKind::NotFound, message).during("leave", Some(&name)));
         };
         if count > 1 {
             inside.insert(token, count - 1);
@@ -174,6 +181,6 @@ mod tests {
         let fence = Fence::new();
         let (one, two) = (fence.admit("a", token(1)).unwrap(), fence.admit("a", token(1)).unwrap());
         drop((one, two));
-        assert_eq!(fence.leave(&Name::new("a").unwrap(), token(1)).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(fence.leave("a", token(1)).unwrap_err().kind(), ErrorKind::NotFound);
     }
 }

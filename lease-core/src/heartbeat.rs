@@ -1,8 +1,8 @@
 //! When am I told that I lost it? Here, and nowhere else.
 //!
-//! Two halves: the pure decision ([`Beat::step`] and its three updates), and the one loop that drives it for all claims
-//! of a manager, waiting and holding. The loop never waits for a store: attempts run beside it, so a hung request delays
-//! no deadline.
+//! Two halves: the pure decision ([`Beat`]: when to renew; the [`Deadline`] cell: when it is lost), and the one loop that
+//! drives it for all claims of a manager, waiting and holding. The loop never waits for a store: attempts run beside it,
+//! so a hung request delays no deadline.
 //!
 //! ```text
 //! confirmed          +ttl/3            +ttl/2                                    +ttl
@@ -12,8 +12,7 @@
 //! ```
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use futures_lite::future::or;
@@ -37,28 +36,19 @@ pub(crate) struct Beat {
     failures: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    Sleep(Moment),
-    Renew,
-    TimeIsUp,
-}
-
 impl Beat {
     pub(crate) fn new(confirmed: Moment, ttl: Duration) -> Self {
         Self { ttl, due: confirmed + ttl / 3, failures: 0 }
     }
 
-    /// What to do now. Renewals that fall due within ttl/100 of one another share a request.
-    pub(crate) fn step(&self, now: Moment, confirmed: Moment, limit: Duration) -> Step {
-        let end = confirmed + limit;
-        if now >= end {
-            Step::TimeIsUp
-        } else if now + self.ttl / 100 >= self.due {
-            Step::Renew
-        } else {
-            Step::Sleep(self.due.min(end))
-        }
+    /// Whether to renew now. Renewals that fall due within ttl/100 of one another share a request.
+    pub(crate) fn is_due(&self, now: Moment) -> bool {
+        now + self.ttl / 100 >= self.due
+    }
+
+    /// When there is something to do next: a renewal, or the end.
+    pub(crate) fn next(&self, confirmed: Moment, limit: Duration) -> Moment {
+        self.due.min(confirmed + limit)
     }
 
     /// An attempt goes out. If it hangs, another follows beside it: a late answer to either counts.
@@ -84,7 +74,8 @@ pub(crate) fn jitter(span: Duration, random: u64) -> Duration {
 pub(crate) struct Pulse {
     pub(crate) place: Place,
     deadline: Deadline,
-    holding: AtomicBool,
+    /// When it was handed out, if it is a lease.
+    held_at: OnceLock<Moment>,
     /// Wakes the pursuit of a waiting claim: it ended, or has been offered its turn.
     pub(crate) news: Notify,
     /// Wakes users. Cancelled where user code may run, after the deadline cell says that it ended.
@@ -96,7 +87,7 @@ impl Pulse {
         Arc::new(Self {
             place,
             deadline: Deadline::new(confirmed),
-            holding: AtomicBool::new(false),
+            held_at: OnceLock::new(),
             news: Notify::new(),
             ended: CancellationToken::new(),
         })
@@ -105,7 +96,7 @@ impl Pulse {
     /// A holder is lost at half the ttl; a waiting claim is worth keeping until the store may drop it.
     fn limit(&self) -> Duration {
         let ttl = self.place.claim.ttl;
-        if self.holding.load(Ordering::Acquire) { ttl / 2 } else { ttl }
+        if self.held_at.get().is_some() { ttl / 2 } else { ttl }
     }
 
     pub(crate) fn end_reason(&self) -> Option<EndReason> {
@@ -144,7 +135,7 @@ impl Schedule {
         let State::Confirmed(confirmed, _) = pulse.deadline.read() else { return None };
         change(beat, confirmed);
         self.times.remove(&(*at, id));
-        *at = beat.due.min(confirmed + pulse.limit());
+        *at = beat.next(confirmed, pulse.limit());
         self.times.insert((*at, id));
         Some(*at)
     }
@@ -186,9 +177,13 @@ impl Heartbeat {
     /// From now on the claim is a lease, lost at half its ttl. Not if it ended or is older than ttl/3: renew it first.
     pub(crate) fn hold(&self, pulse: &Arc<Pulse>) -> bool {
         let age = pulse.place.claim.ttl / 3;
-        let fresh = matches!(pulse.deadline.read(), State::Confirmed(at, _) if self.env.now() <= at + age);
+        let now = self.env.now();
+        let fresh = matches!(pulse.deadline.read(), State::Confirmed(at, _) if now <= at + age);
         if fresh {
-            pulse.holding.store(true, Ordering::Release);
+            pulse.held_at.get_or_init(|| {
+                observe::holds();
+                now
+            });
             self.keep(pulse);
         }
         fresh
@@ -219,8 +214,8 @@ impl Heartbeat {
         pulse.news.notify_one();
         let told = pulse.clone();
         self.env.deliver(Box::new(move || told.ended.cancel()));
-        if pulse.holding.load(Ordering::Acquire) && end.reason.is_loss() {
-            observe::lost(&*self.env, &pulse.place, end.reason);
+        if let Some(held_at) = pulse.held_at.get() {
+            observe::ended(&*self.env, &pulse.place, self.env.now().since(*held_at), end.reason);
         }
     }
 
@@ -363,17 +358,19 @@ fn collect(schedule: &mut Schedule, now: Moment) -> (Vec<Arc<Pulse>>, Vec<Late>)
     let near: Vec<ClaimId> = schedule.times.range(..=(now + share, ClaimId(u128::MAX))).map(|(_, id)| *id).collect();
     for id in near {
         let Some((pulse, beat, _)) = schedule.entries.get(&id) else { continue };
-        let (pulse, beat) = (pulse.clone(), *beat);
-        match pulse.deadline.judge(now, pulse.limit()).map(|confirmed| beat.step(now, confirmed, pulse.limit())) {
-            Ok(Step::Sleep(_) | Step::TimeIsUp) => drop(schedule.update(id, |_, _| ())),
-            Ok(Step::Renew) => {
-                schedule.update(id, |beat, _| beat.sent(now));
-                due.push(pulse);
+        let (pulse, is_due) = (pulse.clone(), beat.is_due(now));
+        if let Err(end) = pulse.deadline.judge(now, pulse.limit()) {
+            schedule.remove(id);
+            late.push((pulse, end));
+            continue;
+        }
+        schedule.update(id, |beat, _| {
+            if is_due {
+                beat.sent(now);
             }
-            Err(end) => {
-                schedule.remove(id);
-                late.push((pulse, end));
-            }
+        });
+        if is_due {
+            due.push(pulse);
         }
     }
     (due, late)
@@ -402,26 +399,24 @@ mod tests {
     #[test]
     fn renewal_is_due_at_exactly_a_third_of_the_ttl() {
         let beat = Beat::new(at(0), TTL);
-        assert_eq!(beat.step(at(0), at(0), HALF), Step::Sleep(at(10_000)));
-        assert_eq!(beat.step(at(9_699), at(0), HALF), Step::Sleep(at(10_000)), "earlier only to share a request");
-        assert_eq!(beat.step(at(9_700), at(0), HALF), Step::Renew);
-        assert_eq!(beat.step(at(10_000), at(0), HALF), Step::Renew);
+        assert_eq!(beat.next(at(0), HALF), at(10_000));
+        assert!(!beat.is_due(at(9_699)), "earlier only to share a request");
+        assert!(beat.is_due(at(9_700)) && beat.is_due(at(10_000)));
     }
 
     #[test]
-    fn the_time_is_up_at_half_the_ttl_whatever_is_due() {
+    fn the_end_comes_before_an_attempt_that_is_due_later() {
         let mut beat = Beat::new(at(0), TTL);
         beat.sent(at(14_000));
-        assert_eq!(beat.step(at(14_500), at(0), HALF), Step::Sleep(at(15_000)), "woken for the end, not the attempt");
-        assert_eq!(beat.step(at(15_000), at(0), HALF), Step::TimeIsUp);
-        assert_eq!(beat.step(at(3_600_000), at(0), HALF), Step::TimeIsUp, "stopped for an hour");
+        assert_eq!(beat.next(at(0), HALF), at(15_000));
+        assert!(Deadline::new(at(0)).judge(at(15_000), HALF).is_err());
     }
 
     #[test]
     fn a_hung_request_is_followed_by_another_while_there_is_time() {
         let mut beat = Beat::new(at(0), TTL);
         beat.sent(at(10_000));
-        assert_eq!(beat.step(at(10_001), at(0), HALF), Step::Sleep(at(12_500)));
+        assert_eq!(beat.next(at(0), HALF), at(12_500));
     }
 
     /// One blip must not kill the holder, nor may a dead store be hammered.
@@ -429,7 +424,7 @@ mod tests {
     fn failures_are_retried_with_growing_capped_waits_inside_the_window() {
         for random in [0, 1, u64::MAX / 2, u64::MAX] {
             let (mut beat, mut now, mut waits) = (Beat::new(at(0), TTL), at(10_000), Vec::new());
-            while beat.step(now, at(0), HALF) != Step::TimeIsUp {
+            while now < at(0) + HALF {
                 beat.failed(now, random);
                 waits.push(beat.due.since(now));
                 now = beat.due;

@@ -4,18 +4,14 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::clock::Moment;
 use crate::engine::Handle;
 use crate::error::{EndReason, Error, Result};
 use crate::heartbeat::Pulse;
-use crate::observe;
-use crate::runtime::run;
 use crate::store::{Name, Token};
 
 /// A name that is yours, as long as [`is_held`](Self::is_held) says so.
@@ -35,7 +31,6 @@ use crate::store::{Name, Token};
 pub struct Lease {
     handle: Arc<Handle>,
     pulse: Arc<Pulse>,
-    since: Moment,
 }
 
 /// How a lease ended.
@@ -53,8 +48,8 @@ impl fmt::Display for Ended {
 }
 
 impl Lease {
-    pub(crate) fn new(handle: Arc<Handle>, pulse: Arc<Pulse>, since: Moment) -> Self {
-        Self { handle, pulse, since }
+    pub(crate) fn new(handle: Arc<Handle>, pulse: Arc<Pulse>) -> Self {
+        Self { handle, pulse }
     }
 
     /// The fencing token: greater than every token given before for this name. Readable after the end too.
@@ -92,8 +87,12 @@ impl Lease {
     /// # Errors
     /// `Lost` with the reason once the lease has ended, by whatever cause.
     pub fn check(&self) -> Result<()> {
+        self.check_for("check")
+    }
+
+    fn check_for(&self, operation: &'static str) -> Result<()> {
         let checked = self.handle.core.heartbeat.check(&self.pulse);
-        checked.map(drop).map_err(|reason| self.error("check", reason))
+        checked.map(drop).map_err(|reason| self.error(operation, reason))
     }
 
     /// Why it ended; `None` while it is held.
@@ -136,22 +135,12 @@ impl Lease {
     /// # Ok::<_, lease_core::Error>(()) }).unwrap();
     /// ```
     pub async fn guard<F: Future>(&self, work: F) -> Result<F::Output> {
-        let (mut work, mut ended) = (pin!(work), pin!(self.cancelled()));
+        let (mut work, mut ended) = (pin!(work), pin!(self.pulse.ended.cancelled()));
         poll_fn(|cx| {
-            if let Poll::Ready(ended) = ended.as_mut().poll(cx) {
-                return Poll::Ready(Err(self.error("guard", ended.reason)));
-            }
-            // The clock decides, not who was polled first: after a stop of the process the work must not go on.
-            if let Some(reason) = self.end_reason() {
-                return Poll::Ready(Err(self.error("guard", reason)));
-            }
-            match work.as_mut().poll(cx) {
-                Poll::Ready(output) => Poll::Ready(match self.end_reason() {
-                    None => Ok(output),
-                    Some(reason) => Err(self.error("guard", reason)),
-                }),
-                Poll::Pending => Poll::Pending,
-            }
+            // Only wakes: the clock decides, so that after a stop of the process the work makes no step.
+            let _ = ended.as_mut().poll(cx);
+            self.check_for("guard")?;
+            work.as_mut().poll(cx).map(|output| self.check_for("guard").map(|()| output))
         })
         .await
     }
@@ -165,9 +154,9 @@ impl Lease {
     /// # Cancel safety
     /// Safe: the renewal counts if it was applied and answered.
     pub async fn confirm(&self) -> Result<()> {
-        self.handle.core.heartbeat.check(&self.pulse).map_err(|reason| self.error("confirm", reason))?;
+        self.check_for("confirm")?;
         let (core, pulse) = (self.handle.core.clone(), self.pulse.clone());
-        let renewal = run(&self.handle.core.env, async move { core.heartbeat.renew_now(&pulse).await });
+        let renewal = self.handle.core.run(async move { core.heartbeat.renew_now(&pulse).await });
         renewal.await.map_err(|error| error.during("confirm", Some(self.name())))
     }
 
@@ -189,13 +178,13 @@ impl Lease {
         // Before the end is known: whoever closes the manager meanwhile waits for the leaving.
         let _unsettled = core.unsettled.token();
         let end = core.heartbeat.end(&self.pulse, EndReason::Released);
-        if !end.first {
-            return if end.reason.is_loss() { Err(self.error("release", end.reason)) } else { Ok(()) };
-        }
         if end.reason.is_loss() {
             return Err(self.error("release", end.reason));
         }
-        core.leave(&self.pulse.place.claim, "release").await
+        if end.first {
+            core.leave(&self.pulse.place.claim).await.map_err(|error| error.during("release", Some(self.name())))?;
+        }
+        Ok(())
     }
 
     fn error(&self, operation: &'static str, reason: EndReason) -> Error {
@@ -212,7 +201,6 @@ impl Drop for Lease {
             core.withdraw(&self.pulse.place.claim);
         }
         core.forget(&self.pulse);
-        observe::ended(&*core.env, &self.pulse.place, core.env.now().since(self.since), end.reason);
     }
 }
 

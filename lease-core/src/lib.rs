@@ -57,8 +57,13 @@ pub use config::Builder;
 pub use error::{EndReason, Error, ErrorKind, Holder, Result};
 pub use fence::{Admitted, Fence};
 pub use lease::{Ended, Lease};
-pub use manager::{Acquire, Acquiring, Change, Manager, TryAcquire};
+pub use manager::{Acquire, Acquiring, Change, Changes, Manager, TryAcquire};
 pub use store::{Name, Record, Token};
+
+// Of other crates, in signatures of this one.
+pub use async_trait::async_trait;
+pub use futures_core::Stream;
+pub use tokio_util::sync::CancellationToken;
 
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]

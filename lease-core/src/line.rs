@@ -1,7 +1,7 @@
 //! The line of one process: who waits here for a name, first come first served.
 //!
 //! However many wait in a process, its manager has at most two claims of a name in the store: the one that holds and
-//! the next. The next belongs to whoever is first here; when he gives up, the one behind him with the same wish takes
+//! the next. The next belongs to whoever is first here; when he gives up, the one behind him with the same terms takes
 //! the place over. Plain data behind one lock: nothing here waits, and no user code runs under the lock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -17,15 +17,15 @@ use crate::heartbeat::Pulse;
 use crate::lease::Lease;
 use crate::store::{Ahead, Name};
 
-/// What a waiter asks the store for. A place in the store's line serves any waiter of the same wish.
+/// What a waiter asks the store for. A place in the store's line serves any waiter of the same terms.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Wish {
+pub(crate) struct Terms {
     pub(crate) ttl: Duration,
     pub(crate) owner: Arc<str>,
 }
 
 pub(crate) struct Waiter {
-    pub(crate) wish: Wish,
+    pub(crate) terms: Terms,
     pub(crate) since: Moment,
     pub(crate) deadline: Option<Moment>,
     pub(crate) handle: Arc<Handle>,
@@ -99,16 +99,18 @@ impl Lines {
         Some(waiter)
     }
 
-    /// Whether somebody holds or waits here, so that an attempt that does not queue need not ask the store.
-    pub(crate) fn busy(&mut self, name: &Name) -> Result<Option<(Option<Holder>, u64)>> {
+    /// Fails when somebody holds or waits here: then an attempt that does not queue need not ask the store.
+    pub(crate) fn check_free(&self, name: &Name) -> Result<()> {
         if self.closed {
             return Err(Error::closed());
         }
-        let Some(line) = self.names.get(name) else { return Ok(None) };
-        let waiting = line.waiters.len() as u64;
-        let holder = line.holder().or_else(|| line.seen_holder());
-        let busy = waiting > 0 || line.holder().is_some();
-        Ok(busy.then_some((holder, waiting + 1)))
+        match self.names.get(name) {
+            Some(line) if line.holder().is_some() || !line.waiters.is_empty() => {
+                let unknown = || Error::new(ErrorKind::Timeout, "others of this process wait for it");
+                Err(line.obstacle(line.waiters.len() as u64).unwrap_or_else(unknown))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Who holds the name here, and since when.
@@ -117,18 +119,18 @@ impl Lines {
         pulse.end_reason().is_none().then_some((pulse, *since))
     }
 
-    /// The wish of the first waiter. With none left the pursuit is over, and an idle line forgotten.
-    pub(crate) fn next_wish(&mut self, name: &Name) -> Option<Wish> {
+    /// The terms of the first waiter. With none left the pursuit is over, and an idle line forgotten.
+    pub(crate) fn next_terms(&mut self, name: &Name) -> Option<Terms> {
         let line = self.names.get_mut(name)?;
         (line.ahead, line.trouble, line.warned) = (None, None, None);
-        let wish = line.waiters.first_key_value().map(|(_, waiter)| waiter.wish.clone());
-        line.pursued = wish.is_some();
+        let terms = line.waiters.first_key_value().map(|(_, waiter)| waiter.terms.clone());
+        line.pursued = terms.is_some();
         self.settle(name);
-        wish
+        terms
     }
 
-    /// Whether the first waiter still has this wish; what to wait for if so. Takes out those whose time is up.
-    pub(crate) fn tend(&mut self, name: &Name, wish: &Wish, now: Moment) -> (Option<Interest>, Vec<Answer>) {
+    /// Whether the first waiter still has these terms; what to wait for if so. Takes out those whose time is up.
+    pub(crate) fn tend(&mut self, name: &Name, terms: &Terms, now: Moment) -> (Option<Interest>, Vec<Answer>) {
         let mut late = Vec::new();
         while let Some((waiter, error)) = self.expired(name, now) {
             late.push((waiter.answer, Err(error)));
@@ -136,7 +138,7 @@ impl Lines {
         let interest = self.names.get(name).and_then(|line| {
             let (_, first) = line.waiters.first_key_value()?;
             let next_deadline = line.deadlines.first().map_or(Moment::FAR, |(at, _)| *at);
-            (first.wish == *wish).then(|| Interest { changed: line.changed.clone(), next_deadline })
+            (first.terms == *terms).then(|| Interest { changed: line.changed.clone(), next_deadline })
         });
         (interest, late)
     }
@@ -145,14 +147,15 @@ impl Lines {
         let line = self.names.get(name)?;
         let (_, arrival) = *line.deadlines.first().filter(|(at, _)| *at <= now)?;
         let here = line.waiters.range(..arrival).count() as u64;
-        let error = line.timeout(here);
+        let unanswered = || Error::unavailable("the store gave no answer within the timeout").with_doubt();
+        let error = line.obstacle(here).unwrap_or_else(unanswered);
         Some((self.depart(name, arrival)?, error.during("acquire", Some(name))))
     }
 
-    /// Takes the first waiter out for the lease it gets, if it still has this wish.
-    pub(crate) fn take(&mut self, name: &Name, wish: &Wish) -> Option<Waiter> {
+    /// Takes the first waiter out for the lease it gets, if it still has these terms.
+    pub(crate) fn take(&mut self, name: &Name, terms: &Terms) -> Option<Waiter> {
         let line = self.names.get_mut(name)?;
-        let arrival = line.waiters.first_key_value().filter(|(_, waiter)| waiter.wish == *wish).map(|(at, _)| *at)?;
+        let arrival = line.waiters.first_key_value().filter(|(_, waiter)| waiter.terms == *terms).map(|(at, _)| *at)?;
         self.depart(name, arrival)
     }
 
@@ -241,15 +244,12 @@ impl Line {
         self.ahead.as_ref().map(|ahead| Holder::new(ahead.holder, &*ahead.owner))
     }
 
-    /// Why a waiter with so many before it here got nothing in time.
-    fn timeout(&self, here: u64) -> Error {
-        let timeout =
-            |holder, place| Error::new(ErrorKind::Timeout, "still held when the wait ended").with_holder(holder, place);
+    /// What keeps a waiter with so many before it here, as far as it is known: a holder, or a store that does not answer.
+    fn obstacle(&self, here: u64) -> Option<Error> {
         let ahead = self.ahead.as_ref().map_or(1, |ahead| ahead.count);
-        match (self.holder().or_else(|| self.seen_holder()), &self.trouble) {
-            (Some(holder), _) => timeout(holder, here + ahead),
-            (None, Some(trouble)) => trouble.duplicate(),
-            (None, None) => Error::unavailable("the store gave no answer within the timeout").with_doubt(),
+        match self.holder().or_else(|| self.seen_holder()) {
+            Some(holder) => Some(Error::new(ErrorKind::Timeout, "held by another").with_holder(holder, here + ahead)),
+            None => self.trouble.clone(),
         }
     }
 }

@@ -12,9 +12,9 @@ use crate::config::{Builder, Config};
 use crate::engine::{Core, Handle, LEAVE_LIMIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::Lease;
-use crate::line::Wish;
+use crate::line::Terms;
 use crate::pursuit::{attempt, wait};
-use crate::runtime::{Environment, run, see_through};
+use crate::runtime::{Environment, see_through};
 use crate::store::{Name, Record, Store, Token};
 
 /// A manager of leases on one store. Cheap to clone; all clones are the same manager.
@@ -70,6 +70,7 @@ impl Manager {
     pub fn acquire(&self, name: impl AsRef<str>) -> Acquire {
         let config = &self.handle.core.config;
         Acquire {
+            operation: "acquire",
             manager: self.clone(),
             name: Name::new(name.as_ref()),
             ttl: config.ttl,
@@ -86,7 +87,7 @@ impl Manager {
     /// # Cancel safety
     /// Safe: nothing is left behind.
     pub fn try_acquire(&self, name: impl AsRef<str>) -> TryAcquire {
-        TryAcquire(self.acquire(name))
+        TryAcquire(Acquire { operation: "try_acquire", ..self.acquire(name) })
     }
 
     /// Who holds the name; `None` when it is free.
@@ -115,18 +116,24 @@ impl Manager {
     }
 
     /// The holder of the name now, and again whenever it changes. By watching; changes that follow each other faster
-    /// than you read are merged into the last. After an error the next item tries again; it ends when the manager is
-    /// closed.
+    /// than you read are merged into the last.
+    ///
+    /// # Errors
+    /// As items, the kinds of [`inspect`](Self::inspect). The next item tries again, a second later; `Closed` and
+    /// `Invalid` are the last.
+    ///
+    /// # Cancel safety
+    /// Safe: a dropped stream leaves nothing behind, and a dropped wait for an item loses no change.
     ///
     /// ```
     /// # futures_lite::future::block_on(async {
     /// use futures_lite::StreamExt;
     /// # let manager = lease_core::Manager::open("memory:").await?;
-    /// let mut changes = std::pin::pin!(manager.watch("nightly"));
+    /// let mut changes = manager.watch("nightly");
     /// assert_eq!(changes.next().await.unwrap()?, lease_core::Change::Free);
     /// # Ok::<_, lease_core::Error>(()) }).unwrap();
     /// ```
-    pub fn watch(&self, name: &str) -> impl Stream<Item = Result<Change>> + Send + use<> {
+    pub fn watch(&self, name: impl AsRef<str>) -> Changes {
         struct Watch {
             manager: Manager,
             seen: Option<Seen>,
@@ -134,19 +141,19 @@ impl Manager {
             over: bool,
         }
         let watch = Watch { manager: self.clone(), seen: None, failed: false, over: false };
-        let name = Name::new(name);
-        futures_lite::stream::unfold((watch, name), |(mut watch, name)| async move {
+        let name = Name::new(name.as_ref());
+        Box::pin(futures_lite::stream::unfold((watch, name), |(mut watch, name)| async move {
             if watch.over {
                 return None;
             }
             let item = match &name {
                 Ok(name) => watch.manager.next_change(name, &mut watch.seen, watch.failed).await,
-                Err(error) => Err(error.duplicate().during("watch", None)),
+                Err(error) => Err(error.clone().during("watch", None)),
             };
             watch.failed = item.is_err();
             watch.over = matches!(&item, Err(error) if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Invalid));
             Some((item, (watch, name)))
-        })
+        }))
     }
 
     async fn next_change(&self, name: &Name, seen: &mut Option<Seen>, failed: bool) -> Result<Change> {
@@ -167,13 +174,13 @@ impl Manager {
                 }
             }
         };
-        let record = run(&self.handle.core.env, change).await.map_err(|error| error.during("watch", Some(name)))?;
+        let record = self.handle.core.run(change).await.map_err(|error| error.during("watch", Some(name)))?;
         *seen = Some(record.as_ref().map(|record| record.token));
         Ok(record.map_or(Change::Free, Change::Held))
     }
 
-    /// Takes the name from the holder with that token, for operators. The holder is told when it renews, at the latest
-    /// at half its ttl: until then it may overlap its successor, and only the fencing token protects.
+    /// Takes the claim with that token out of its line, for operators. A holder is told when it renews, at the latest at
+    /// half its ttl: until then it may overlap its successor, and only the fencing token protects.
     ///
     /// # Errors
     /// `NotFound` when no claim of that token is there, and as [`inspect`](Self::inspect). `Unavailable` is in doubt.
@@ -236,7 +243,7 @@ impl Manager {
             core.open()?;
             core.bounded(question).await
         };
-        run(&self.handle.core.env, asking).await.map_err(|error| error.during(operation, name))
+        self.handle.core.run(asking).await.map_err(|error| error.during(operation, name))
     }
 }
 
@@ -259,10 +266,14 @@ pub enum Change {
     Free,
 }
 
+/// What [`Manager::watch`] gives.
+pub type Changes = Pin<Box<dyn Stream<Item = Result<Change>> + Send>>;
+
 /// An acquire that is being put together; await it.
 #[must_use = "an acquire does nothing until it is awaited"]
 #[derive(Debug)]
 pub struct Acquire {
+    operation: &'static str,
     manager: Manager,
     name: Result<Name>,
     ttl: Duration,
@@ -290,20 +301,20 @@ impl Acquire {
     }
 
     async fn acquire(self) -> Result<Lease> {
-        let core = &self.manager.handle.core;
-        let name = self.name.map_err(|error| error.during("acquire", None))?;
-        let checked = Config::check_ttl(self.ttl, core.store.limits()).and_then(|()| Config::check_owner(&self.owner));
-        checked.map_err(|error| error.during("acquire", Some(&name)))?;
-        let wish = Wish { ttl: self.ttl, owner: self.owner };
-        let handle = self.manager.handle.clone();
-        let span = tracing::debug_span!("lease.acquire", ?name);
+        let Self { operation, manager, name, ttl, timeout, owner } = self;
+        let handle = manager.handle;
+        let name = name.map_err(|error| error.during(operation, None))?;
         let acquired = async {
-            match self.timeout {
-                Some(Duration::ZERO) => attempt(handle, &name, wish).await,
-                timeout => wait(handle, &name, wish, timeout).await,
+            Config::check_ttl(ttl, handle.core.store.limits())?;
+            Config::check_owner(&owner)?;
+            let terms = Terms { ttl, owner };
+            match timeout {
+                Some(Duration::ZERO) => attempt(handle, &name, terms).await,
+                timeout => wait(handle, &name, terms, timeout).await,
             }
         };
-        acquired.instrument(span).await.map_err(|error| error.during("acquire", Some(&name)))
+        let span = tracing::debug_span!("lease.acquire", ?name);
+        acquired.instrument(span).await.map_err(|error| error.during(operation, Some(&name)))
     }
 }
 

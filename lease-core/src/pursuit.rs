@@ -18,13 +18,13 @@ use crate::engine::{Backoff, Core, Handle};
 use crate::error::{EndReason, Error, ErrorKind, Holder, Result};
 use crate::heartbeat::Pulse;
 use crate::lease::Lease;
-use crate::line::{Waiter, Wish};
+use crate::line::{Terms, Waiter};
 use crate::observe;
-use crate::runtime::{lock, run, start};
+use crate::runtime::{lock, start};
 use crate::store::{Claim, Name, Place, Standing, Token};
 
 /// Joins the local line and waits there. The caller polls only this: it holds no timer and no store.
-pub(crate) async fn wait(handle: Arc<Handle>, name: &Name, wish: Wish, timeout: Option<Duration>) -> Result<Lease> {
+pub(crate) async fn wait(handle: Arc<Handle>, name: &Name, terms: Terms, timeout: Option<Duration>) -> Result<Lease> {
     let core = handle.core.clone();
     let since = core.env.now();
     let (answer, lease) = oneshot::channel();
@@ -32,11 +32,11 @@ pub(crate) async fn wait(handle: Arc<Handle>, name: &Name, wish: Wish, timeout: 
     let (joined, held) = {
         let mut lines = lock(&core.lines);
         let held = lines.held(name).map(|(pulse, since)| (pulse.place.token, since));
-        (lines.join(name, Waiter { wish, since, deadline, handle, answer })?, held)
+        (lines.join(name, Waiter { terms, since, deadline, handle, answer })?, held)
     };
     let (arrival, first) = joined;
     let _ticket = Ticket { core: &core, name, arrival };
-    observe::waiters(&*core.env, 1.0);
+    observe::waiters(&*core.env, 1);
     if let Some((token, at)) = held {
         observe::own_holder(name, token, since.since(at));
     }
@@ -58,57 +58,51 @@ impl Drop for Ticket<'_> {
         let waiter = lock(&self.core.lines).depart(self.name, self.arrival);
         // Dropped outside the lock: it may hold the last handle.
         drop(waiter);
-        observe::waiters(&*self.core.env, -1.0);
+        observe::waiters(&*self.core.env, -1);
     }
 }
 
-/// One attempt past the local line, with a claim that does not queue.
-pub(crate) async fn attempt(handle: Arc<Handle>, name: &Name, wish: Wish) -> Result<Lease> {
+/// One attempt past the local line, bounded by the request timeout.
+pub(crate) async fn attempt(handle: Arc<Handle>, name: &Name, terms: Terms) -> Result<Lease> {
     let core = handle.core.clone();
-    let timeout = |holder, place| {
-        let error = Error::new(ErrorKind::Timeout, "held by another");
-        Err(match holder {
-            Some(holder) => error.with_holder(holder, place),
-            None => error,
-        })
-    };
-    if let Some((holder, place)) = lock(&core.lines).busy(name)? {
-        return timeout(holder, place);
-    }
-    let (name, since) = (name.clone(), core.env.now());
-    let work = async move {
-        let core = handle.core.clone();
-        let mut entry = Entry::new(core.clone(), &name, wish, false);
-        let ahead = match entry.claim_once().await? {
-            Standing::Head(token) => {
-                let pulse = entry.pulse(token);
-                while !core.heartbeat.hold(&pulse) {
-                    core.heartbeat.renew_now(&pulse).await.map_err(|error| match error.kind() {
-                        ErrorKind::Lost => Error::unavailable("the claim was lost while it was made"),
-                        _ => error,
-                    })?;
-                }
-                return entry.lease(handle, pulse, since);
+    lock(&core.lines).check_free(name)?;
+    let (bounded, name) = (core.clone(), name.clone());
+    core.run(async move { bounded.bounded(attempt_in_store(handle, name, terms)).await }).await
+}
+
+/// The same with a claim that does not queue.
+async fn attempt_in_store(handle: Arc<Handle>, name: Name, terms: Terms) -> Result<Lease> {
+    let core = handle.core.clone();
+    let since = core.env.now();
+    let mut entry = Entry::new(core.clone(), &name, terms, false);
+    let lost = || Error::unavailable("the claim was lost while it was made");
+    match entry.claim_once().await? {
+        Standing::Head(token) => {
+            let pulse = entry.pulse(token);
+            while !core.heartbeat.hold(&pulse) {
+                let renewed = core.heartbeat.renew_now(&pulse).await;
+                renewed.map_err(|error| if error.kind() == ErrorKind::Lost { lost() } else { error })?;
             }
-            Standing::Busy(ahead) | Standing::Behind(_, ahead) => ahead,
-            Standing::Lost => return Err(Error::unavailable("the claim was lost while it was made")),
-        };
-        timeout(Some(Holder::new(ahead.holder, ahead.owner)), ahead.count)
-    };
-    let bounded = core.clone();
-    run(&core.env, async move { bounded.bounded(work).await }).await
+            entry.lease(handle, pulse, since)
+        }
+        Standing::Busy(ahead) | Standing::Behind(_, ahead) => {
+            let holder = Holder::new(ahead.holder, ahead.owner);
+            Err(Error::new(ErrorKind::Timeout, "held by another").with_holder(holder, ahead.count))
+        }
+        Standing::Lost => Err(lost()),
+    }
 }
 
 /// Gets leases for the waiters of one name until none is left.
 async fn pursue(core: Arc<Core>, name: Name) {
     let mut pursuit = Pursuit { core: &core, name: &name, over: false };
     loop {
-        let Some(wish) = lock(&core.lines).next_wish(&name) else {
+        let Some(terms) = lock(&core.lines).next_terms(&name) else {
             pursuit.over = true;
             return;
         };
-        let mut entry = Entry::new(core.clone(), &name, wish, true);
-        if let Some(Err(error)) = tend(&core, &name, &entry.wish(), entry.pursue()).await {
+        let mut entry = Entry::new(core.clone(), &name, terms, true);
+        if let Some(Err(error)) = tend(&core, &name, &entry.terms(), entry.pursue()).await {
             let failed = lock(&core.lines).fail(&name, error);
             if let Some(answer) = failed {
                 core.answer(answer);
@@ -139,11 +133,11 @@ impl Drop for Pursuit<'_> {
     }
 }
 
-/// Runs the work while somebody first in the local line has this wish, and answers those whose time is up.
-async fn tend<T>(core: &Core, name: &Name, wish: &Wish, work: impl Future<Output = T>) -> Option<T> {
+/// Runs the work while somebody first in the local line has this terms, and answers those whose time is up.
+async fn tend<T>(core: &Core, name: &Name, terms: &Terms, work: impl Future<Output = T>) -> Option<T> {
     let tending = async {
         loop {
-            let (interest, late) = lock(&core.lines).tend(name, wish, core.env.now());
+            let (interest, late) = lock(&core.lines).tend(name, terms, core.env.now());
             for answer in late {
                 core.answer(answer);
             }
@@ -166,14 +160,14 @@ struct Entry {
 }
 
 impl Entry {
-    fn new(core: Arc<Core>, name: &Name, wish: Wish, queues: bool) -> Self {
-        let claim = Claim { name: name.clone(), id: core.new_id(), ttl: wish.ttl, owner: wish.owner, queues };
+    fn new(core: Arc<Core>, name: &Name, terms: Terms, queues: bool) -> Self {
+        let claim = Claim { name: name.clone(), id: core.new_id(), ttl: terms.ttl, owner: terms.owner, queues };
         let unsettled = core.unsettled.token();
         Self { core, claim, first_sent: None, pulse: None, handed_out: false, _unsettled: unsettled }
     }
 
-    fn wish(&self) -> Wish {
-        Wish { ttl: self.claim.ttl, owner: self.claim.owner.clone() }
+    fn terms(&self) -> Terms {
+        Terms { ttl: self.claim.ttl, owner: self.claim.owner.clone() }
     }
 
     async fn claim_once(&mut self) -> Result<Standing> {
@@ -252,7 +246,7 @@ impl Entry {
             return Err(error);
         }
         let (env, now) = (&self.core.env, self.core.env.now());
-        if lock(&self.core.lines).trouble(&self.claim.name, error.duplicate(), now) {
+        if lock(&self.core.lines).trouble(&self.claim.name, error.clone(), now) {
             observe::retrying(&**env, &self.claim.name, &error);
         }
         env.sleep_until(now + backoff.next(env.random())).await;
@@ -268,7 +262,7 @@ impl Entry {
 
     /// Gives the lease to the first waiter, if he still wants it; else the claim leaves.
     fn hand_out(&mut self, pulse: &Arc<Pulse>) {
-        let taken = lock(&self.core.lines).take(&self.claim.name, &self.wish());
+        let taken = lock(&self.core.lines).take(&self.claim.name, &self.terms());
         if let Some(waiter) = taken {
             let lease = self.lease(waiter.handle, pulse.clone(), waiter.since);
             self.core.answer((waiter.answer, lease));
@@ -284,7 +278,7 @@ impl Entry {
         }
         self.handed_out = true;
         observe::granted(&*self.core.env, &pulse.place, now.since(since));
-        Ok(Lease::new(handle, pulse, now))
+        Ok(Lease::new(handle, pulse))
     }
 }
 

@@ -63,6 +63,17 @@ impl Name {
         }
         Ok(Self(name.into()))
     }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0.as_ref().into()
+    }
 }
 
 impl Deref for Name {
@@ -216,6 +227,7 @@ pub struct Ahead {
 
 /// Where a claim stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Standing {
     /// It holds the name.
     Head(Token),
@@ -229,6 +241,7 @@ pub enum Standing {
 
 /// The answer to a renewal that was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Renewal {
     /// The store restarted the ttl.
     Renewed {
@@ -246,6 +259,7 @@ pub enum Renewal {
 
 /// The answer to leaving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Departure {
     /// It was in the line, and is no longer.
     Left,
@@ -300,7 +314,8 @@ pub trait Store: Send + Sync + 'static {
     /// Enters the line, or tells where the claim already stands. Restarts no ttl when it was already in.
     async fn claim(&self, sent: Moment, claim: &Claim) -> Result<Standing>;
 
-    /// Resolves when what is ahead is gone, by `ahead.look_at` at the latest. By watching, never by polling.
+    /// Resolves when what is ahead is gone, by `ahead.look_at` at the latest. By watching, never by polling. That the
+    /// claim itself is gone need not end it: a renewal tells that.
     async fn turn(&self, place: &Place, ahead: &Ahead) -> Result<()>;
 
     /// Where the claim stands now. Never enters; takes a turn that was offered.

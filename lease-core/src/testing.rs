@@ -16,6 +16,7 @@
 //! ```
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -85,6 +86,12 @@ impl TestEnvironment {
     /// How many of the library's tasks have not ended.
     pub fn tasks(&self) -> usize {
         self.tasks.len()
+    }
+}
+
+impl fmt::Debug for TestEnvironment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TestEnvironment").field("now", &self.state.now()).finish_non_exhaustive()
     }
 }
 
@@ -330,6 +337,12 @@ impl CutStore {
     }
 }
 
+impl fmt::Debug for CutStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CutStore").field("cut", &lock(&self.faults).cut).finish_non_exhaustive()
+    }
+}
+
 #[async_trait]
 impl Store for CutStore {
     fn limits(&self) -> Limits {
@@ -364,7 +377,7 @@ impl Store for CutStore {
         let asked = places.to_vec();
         let request = |store: Arc<dyn Store>| async move { Ok(store.renew(sent, &asked).await) };
         let answer = self.through(Operation::Renew, request).await;
-        answer.unwrap_or_else(|error| places.iter().map(|_| Err(error.duplicate())).collect())
+        answer.unwrap_or_else(|error| places.iter().map(|_| Err(error.clone())).collect())
     }
 
     async fn leave(&self, claim: &Claim) -> Result<Departure> {

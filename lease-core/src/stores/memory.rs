@@ -135,6 +135,12 @@ impl MemoryStore {
     }
 }
 
+impl std::fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryStore").field("closed", &self.closed.is_cancelled()).finish_non_exhaustive()
+    }
+}
+
 #[async_trait]
 impl Store for MemoryStore {
     fn limits(&self) -> Limits {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::config::no_store;
-use crate::error::Result;
+use crate::config::unknown;
+use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Environment;
 use crate::store::Store;
 
@@ -18,8 +18,8 @@ pub const SCHEMES: &[&str] = &[
     "sqlite",
 ];
 
-/// Schemes and the features that bring them.
-const FEATURES: &[(&str, &str)] = &[("sqlite", "sqlite")];
+/// All schemes there are, and the cargo features that bring them.
+const KNOWN: &[(&str, &str)] = &[("memory", ""), ("sqlite", "sqlite")];
 
 /// Opens the store of a URL that was taken apart.
 pub(crate) fn open(scheme: &str, rest: &str, env: &Arc<dyn Environment>) -> Result<Arc<dyn Store>> {
@@ -28,7 +28,17 @@ pub(crate) fn open(scheme: &str, rest: &str, env: &Arc<dyn Environment>) -> Resu
         "memory" => Ok(memory::MemoryStore::named(rest, env.clone())),
         #[cfg(feature = "sqlite")]
         "sqlite" => Ok(sqlite::SqliteStore::open(path(rest)?, env.clone())?),
-        _ => Err(no_store(scheme, FEATURES)),
+        _ => Err(no_store(scheme)),
+    }
+}
+
+fn no_store(scheme: &str) -> Error {
+    match KNOWN.iter().find(|(known, _)| *known == scheme) {
+        Some((_, feature)) => Error::new(
+            ErrorKind::Unsupported,
+            format!("this build has no {scheme:?} store: enable the cargo feature {feature:?} of lease-core"),
+        ),
+        None => unknown("scheme", scheme, &KNOWN.iter().map(|(known, _)| *known).collect::<Vec<_>>()),
     }
 }
 
@@ -37,7 +47,38 @@ pub(crate) fn open(scheme: &str, rest: &str, env: &Arc<dyn Environment>) -> Resu
 fn path(rest: &str) -> Result<&std::path::Path> {
     let path = rest.strip_prefix("//").unwrap_or(rest);
     if path.is_empty() || path.contains('\0') {
-        return Err(crate::error::Error::invalid("the URL names no file: write sqlite:PATH, such as sqlite:jobs.db"));
+        return Err(Error::invalid("the URL names no file: write sqlite:PATH, such as sqlite:jobs.db"));
+    }
+    if path.len() < rest.len() && !path.starts_with('/') {
+        let hint = format!("sqlite:{path} from the working directory, or sqlite:///{path} from the root");
+        return Err(Error::invalid(format!(
+            "after sqlite:// there is a host in a URL, and a file has none: write {hint}"
+        )));
     }
     Ok(std::path::Path::new(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scheme_without_its_feature_says_which_to_enable() {
+        let error = no_store("sqlite");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.message().contains("cargo feature \"sqlite\""), "{error}");
+        assert!(no_store("sqlit").message().contains("did you mean \"sqlite\""));
+        assert!(SCHEMES.iter().all(|scheme| KNOWN.iter().any(|(known, _)| known == scheme)));
+    }
+
+    #[cfg(feature = "sqlite")]
+    #[test]
+    fn paths_are_taken_as_they_are_meant() {
+        for (rest, meant) in [("jobs.db", "jobs.db"), ("/a/jobs.db", "/a/jobs.db"), ("///a/jobs.db", "/a/jobs.db")] {
+            assert_eq!(path(rest).unwrap(), std::path::Path::new(meant));
+        }
+        for wrong in ["", "//", "//jobs.db", "//var/lib/jobs.db", "a\0b"] {
+            assert_eq!(path(wrong).unwrap_err().kind(), ErrorKind::Invalid, "{wrong:?}");
+        }
+    }
 }

@@ -68,6 +68,12 @@ impl Drop for SqliteStore {
     }
 }
 
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteStore").field("path", &self.shared.path).finish_non_exhaustive()
+    }
+}
+
 #[async_trait]
 impl Store for SqliteStore {
     /// A claim may be passed over late by the time its successor needs to wake up and to get at the file.
@@ -100,7 +106,7 @@ impl Store for SqliteStore {
         let known = places.to_vec();
         match self.shared.call(Urgency::Renewal, move |line| line.renew(sent, &known)).await {
             Ok(renewals) => renewals.into_iter().map(Ok).collect(),
-            Err(error) => places.iter().map(|_| Err(error.duplicate())).collect(),
+            Err(error) => places.iter().map(|_| Err(error.clone())).collect(),
         }
     }
 

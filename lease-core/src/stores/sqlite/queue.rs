@@ -37,7 +37,7 @@ pub(super) struct Shared {
     listening: AtomicBool,
     tasks: TaskTracker,
     closed: CancellationToken,
-    path: PathBuf,
+    pub(super) path: PathBuf,
     checkpoint: Mutex<Option<Thread>>,
     thread: Mutex<Option<Thread>>,
 }
@@ -207,7 +207,7 @@ impl Shared {
                 }
                 self.announce(effects);
             }
-            Err(error) => batch.into_iter().for_each(|one| one.reply(Err(error.duplicate()))),
+            Err(error) => batch.into_iter().for_each(|one| one.reply(Err(error.clone()))),
         }
     }
 
