@@ -38,11 +38,11 @@ use crate::store::{Ahead, Claim, ClaimId, Departure, Limits, Name, Place, Record
 /// Runs a manager on the calling tokio runtime, with its clock (pause it), and random numbers from a seed.
 pub struct TestEnvironment {
     state: Arc<TestState>,
-    runtime: Handle,
     tasks: TaskTracker,
 }
 
 struct TestState {
+    runtime: Handle,
     start: Instant,
     jumped: AtomicU64,
     jump: Notify,
@@ -55,6 +55,7 @@ impl TestEnvironment {
     /// An environment on the runtime that this is called in.
     pub fn new(seed: u64) -> Arc<Self> {
         let state = TestState {
+            runtime: Handle::current(),
             start: Instant::now(),
             jumped: AtomicU64::new(1_000_000_000),
             jump: Notify::new(),
@@ -62,7 +63,7 @@ impl TestEnvironment {
             frozen: AtomicBool::new(false),
             asleep: Mutex::default(),
         };
-        Arc::new(Self { state: Arc::new(state), runtime: Handle::current(), tasks: TaskTracker::new() })
+        Arc::new(Self { state: Arc::new(state), tasks: TaskTracker::new() })
     }
 
     /// Moves the clock while nothing runs: the machine slept. Timers that came due fire next.
@@ -97,6 +98,8 @@ impl fmt::Debug for TestEnvironment {
 
 impl TestState {
     fn now(&self) -> Moment {
+        // A thread of a store has no clock of tokio's but the one it enters.
+        let _entered = self.runtime.enter();
         Moment::from_nanos(self.jumped.load(Ordering::SeqCst)) + self.start.elapsed()
     }
 }
@@ -107,6 +110,10 @@ impl Environment for TestEnvironment {
     }
 
     fn sleep_until(&self, at: Moment) -> Task {
+        if at >= Moment::FAR {
+            // No timer: paused time would run to it when everything else waits for a real thread.
+            return Box::pin(std::future::pending());
+        }
         let state = self.state.clone();
         Box::pin(async move {
             loop {
@@ -129,7 +136,7 @@ impl Environment for TestEnvironment {
     }
 
     fn spawn(&self, task: Task) {
-        self.tasks.spawn_on(Freezable { task, state: self.state.clone() }, &self.runtime);
+        self.tasks.spawn_on(Freezable { task, state: self.state.clone() }, &self.state.runtime);
     }
 
     fn deliver(&self, job: Job) {
