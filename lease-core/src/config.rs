@@ -234,8 +234,15 @@ impl Builder {
 
     fn build(self) -> Result<Manager> {
         let variables = std::env::vars_os().filter(|(key, _)| key.as_encoded_bytes().starts_with(b"LEASE_"));
-        let utf8 = |text: OsString| text.into_string().map_err(|text| Error::invalid(format!("{text:?} is not UTF-8")));
-        let variables: Vec<_> = variables.map(|(key, value)| Ok((utf8(key)?, utf8(value)?))).collect::<Result<_>>()?;
+        let utf8 = |(key, value): (OsString, OsString)| {
+            // The value may be a secret.
+            let wrong = format!("variable {} is not UTF-8", key.display());
+            match (key.into_string(), value.into_string()) {
+                (Ok(key), Ok(value)) => Ok((key, value)),
+                _ => Err(Error::invalid(wrong)),
+            }
+        };
+        let variables: Vec<_> = variables.map(utf8).collect::<Result<_>>()?;
         let (config, url) = self.configure(variables.into_iter())?;
         let env = self.env.map_or_else(system, Ok)?;
         let store = match (self.store, url) {

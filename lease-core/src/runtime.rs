@@ -141,6 +141,7 @@ impl Thread {
         Ok(Self { ended, handle })
     }
 
+    #[cfg(feature = "sqlite")]
     pub(crate) fn is_finished(&self) -> bool {
         self.handle.is_finished()
     }
@@ -152,12 +153,6 @@ impl Thread {
             drop(ended.await);
             drop(handle.join());
         }
-    }
-
-    /// Blocks until it has ended.
-    pub(crate) fn join_now(self) {
-        // A panic of it was printed by it; there is nothing to add.
-        drop(self.handle.join());
     }
 }
 

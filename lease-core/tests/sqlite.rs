@@ -641,7 +641,7 @@ fn files_of_others_are_refused_and_untouched() {
 #[test]
 fn a_path_that_cannot_be_a_database_is_refused_at_once() {
     let dir = Dir::new();
-    let open = |path: PathBuf| SqliteStore::open(&path, system().unwrap()).err().expect("an error");
+    let open = |path: PathBuf| SqliteStore::open(&path, system().unwrap()).expect_err("an error");
     let missing = open(dir.0.join("none/jobs.db"));
     assert_eq!(missing.kind(), ErrorKind::Invalid);
     assert!(missing.message().contains("none") && missing.message().contains("create it"), "{missing}");

@@ -33,7 +33,7 @@ pub(super) struct Gate {
     pub(super) path: PathBuf,
     pub(super) mode: u32,
     identity: Identity,
-    gate_identity: Identity,
+    files_identity: Identity,
     files: Option<Arc<Files>>,
 }
 
@@ -81,26 +81,25 @@ impl Gate {
         let (identity, mode) = ((meta.dev(), meta.ino()), meta.mode() & 0o777);
         // Looked at by its path: opening it, and closing it again, would drop the locks of a store that has it open.
         let known = rustix::fs::stat(beside(&path, "-gate")).ok().map(|stat| (stat.st_dev, stat.st_ino));
-        let (gate_identity, files) = match known.and_then(|known| Some((known, open.get_mut(&known)?))) {
-            Some((known, (files, stores))) => {
-                *stores += 1;
-                (known, files.clone())
-            }
-            None => {
-                let side = |suffix| {
-                    let side = beside(&path, suffix);
-                    let failed = |error| Failure::io(format!("cannot open {}", side.display()), &error);
-                    let file = create(&side, mode).map_err(failed)?;
-                    let meta = file.metadata().map_err(failed)?;
-                    Ok::<_, Failure>((file, (meta.dev(), meta.ino())))
-                };
-                let ((gate, gate_identity), (live, _)) = (side("-gate")?, side("-live")?);
-                let files = Arc::new(Files { gate, live, threads: Mutex::new(()) });
-                open.insert(gate_identity, (files.clone(), 1));
-                (gate_identity, files)
-            }
+        let (files_identity, files) = if let Some(known) = known
+            && let Some((files, stores)) = open.get_mut(&known)
+        {
+            *stores += 1;
+            (known, files.clone())
+        } else {
+            let side = |suffix| {
+                let side = beside(&path, suffix);
+                let failed = |error| Failure::io(format!("cannot open {}", side.display()), &error);
+                let file = create(&side, mode).map_err(failed)?;
+                let meta = file.metadata().map_err(failed)?;
+                Ok::<_, Failure>((file, (meta.dev(), meta.ino())))
+            };
+            let ((gate, identity), (live, _)) = (side("-gate")?, side("-live")?);
+            let files = Arc::new(Files { gate, live, threads: Mutex::new(()) });
+            open.insert(identity, (files.clone(), 1));
+            (identity, files)
         };
-        Ok(Self { path, mode, identity, gate_identity, files: Some(files) })
+        Ok(Self { path, mode, identity, files_identity, files: Some(files) })
     }
 
     /// Fails when the path leads to another file than it did: two files would have two holders.
@@ -162,12 +161,12 @@ impl Gate {
 impl Drop for Gate {
     fn drop(&mut self) {
         let mut open = lock(&OPEN);
-        let last = open.get_mut(&self.gate_identity).is_some_and(|(_, stores)| {
+        let last = open.get_mut(&self.files_identity).is_some_and(|(_, stores)| {
             *stores -= 1;
             *stores == 0
         });
         if last {
-            open.remove(&self.gate_identity);
+            open.remove(&self.files_identity);
         }
         // Closed with the table locked: a successor's locks on the same files would be dropped with them.
         self.files.take();

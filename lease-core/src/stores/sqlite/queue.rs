@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
 
-use futures_lite::future::or;
+use futures_lite::future::{block_on, or};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -361,7 +361,7 @@ impl Drop for Ended<'_> {
         drop(queued);
         let database = lock(&self.0.database).take();
         if let Some(checkpoint) = lock(&self.0.checkpoint).take() {
-            checkpoint.join_now();
+            block_on(checkpoint.join());
         }
         if let Some(Database { gate, session }) = database {
             // The last to close a database locks it for a moment.
