@@ -2,7 +2,6 @@
 //! refused, whose connections are cut, whose clock jumps, and whose futures are dropped at any moment.
 //!
 //! Whatever happens: never two hold, tokens come in order, everything ends, and nothing is left of the name.
-#![cfg(feature = "test-util")]
 
 use std::future::IntoFuture;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};

@@ -1,5 +1,4 @@
 //! Runs the conformance suite on every store of this build.
-#![cfg(all(feature = "conformance", feature = "test-util"))]
 
 use std::sync::Arc;
 use std::time::Duration;

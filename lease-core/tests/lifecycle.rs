@@ -1,6 +1,5 @@
 //! The life of a lease under faults, in paused time: every wait is simulated, every instant exact to the timer's
 //! millisecond. The store is the memory store behind a connection that can be cut, held, delayed and robbed of replies.
-#![cfg(feature = "test-util")]
 
 use std::future::{Future, IntoFuture};
 use std::pin::pin;

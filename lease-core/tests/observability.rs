@@ -1,5 +1,4 @@
 //! Logs and figures: the names are a promise, the values are right.
-#![cfg(all(feature = "test-util", feature = "metrics"))]
 
 use std::collections::BTreeMap;
 use std::future::Future;

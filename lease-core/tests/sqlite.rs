@@ -1,5 +1,4 @@
 //! What only the `SQLite` file store has to get right: the file, its locks, its bells, and other processes.
-#![cfg(feature = "sqlite")]
 
 use std::collections::BTreeSet;
 use std::fs;
