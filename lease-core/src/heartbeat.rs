@@ -303,16 +303,8 @@ impl Heartbeat {
         }
     }
 
-    /// Ends the loop, and everything that it kept: nothing would tell its end any more.
     pub(crate) fn stop(&self) {
-        let kept: Vec<Arc<Pulse>> = {
-            let mut schedule = lock(&self.schedule);
-            schedule.stopped = true;
-            schedule.entries.values().map(|(pulse, ..)| pulse.clone()).collect()
-        };
-        for pulse in kept {
-            self.end(&pulse, EndReason::Closed);
-        }
+        lock(&self.schedule).stopped = true;
         self.wake.notify_one();
     }
 
