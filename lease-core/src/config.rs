@@ -89,9 +89,11 @@ fn duration(key: &str, value: &str) -> Result<Duration> {
 }
 
 pub(crate) fn unknown(what: &str, word: &str, known: &[&str]) -> Error {
-    let nearest = known.iter().max_by(|a, b| strsim::jaro(word, a).total_cmp(&strsim::jaro(word, b)));
-    let nearest = nearest.expect("something is known");
-    Error::invalid(format!("unknown {what} {word:?}; did you mean {nearest:?}? Known: {}", known.join(", ")))
+    let near = known.iter().map(|known| (strsim::jaro(word, known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
+    // A guess that is far off is worse than none.
+    let near = near.filter(|(similarity, _)| *similarity > 0.7);
+    let near = near.map(|(_, known)| format!("; did you mean {known:?}?")).unwrap_or_default();
+    Error::invalid(format!("unknown {what} {word:?}{near} Known: {}", known.join(", ")))
 }
 
 /// A store's URL taken apart: `scheme:rest?key=value&…`, all parts percent-decoded.
@@ -109,6 +111,12 @@ impl Url {
             return Err(Error::invalid(format!("the URL has no scheme: write SCHEME:PLACE, {example}")));
         };
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        if let Some(wrong) = rest.chars().find(|letter| "#;&".contains(*letter)) {
+            let escaped = format!("%{:02X}", u32::from(wrong));
+            return Err(Error::invalid(format!(
+                "{wrong:?} in the URL: options follow a '?'; in a name write {escaped}"
+            )));
+        }
         let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
             let (key, value) = pair
                 .split_once('=')
@@ -126,6 +134,10 @@ impl Url {
 }
 
 fn decode(part: &str) -> Result<String> {
+    let escaped = |rest: &str| rest.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
+    if !part.split('%').skip(1).all(escaped) {
+        return Err(Error::invalid("'%' in the URL without two hexadecimal digits after it: for a '%' write %25"));
+    }
     let decoded = percent_decode_str(part).decode_utf8();
     decoded.map(Into::into).map_err(|error| Error::invalid("the URL is not UTF-8 when decoded").with_source(error))
 }
@@ -264,9 +276,14 @@ impl Builder {
             match variable.strip_prefix("LEASE_") {
                 Some("URL") if url.is_none() && self.store.is_none() => url = Some(value),
                 Some("URL") | None => {}
-                Some(key) => {
+                Some(key) if KEYS.contains(&key.to_ascii_lowercase().as_str()) && key == key.to_ascii_uppercase() => {
                     let set = config.set(&key.to_ascii_lowercase(), &value);
                     set.map_err(|error| Error::invalid(format!("variable {variable}: {}", error.message())))?;
+                }
+                Some(_) => {
+                    let known = ["LEASE_URL", "LEASE_TTL", "LEASE_TIMEOUT", "LEASE_OWNER", "LEASE_REQUEST_TIMEOUT"];
+                    let error = unknown("variable", &variable, &known);
+                    return Err(Error::invalid(format!("{}: the prefix LEASE_ is this library's", error.message())));
                 }
             }
         }
@@ -330,12 +347,19 @@ mod tests {
             ("memory:?ttl=-3s", "number and a unit"),
             ("memory:?request_timeout=0s", "request_timeout is 0"),
             ("memory:%ff", "UTF-8"),
+            ("memory:%zz", "write %25"),
+            ("sqlite:j.db&ttl=3s", "options follow a '?'"),
+            ("sqlite:j.db#x", "write %23"),
         ] {
             let error = configure(&Builder::default().url(url), &[]).map(drop).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Invalid, "{url}");
             assert!(error.to_string().contains(says), "{url}: {error}");
         }
-        let error = configure(&Builder::default(), &[("LEASE_TLL", "3s")]).map(drop).unwrap_err();
-        assert!(error.to_string().contains("variable LEASE_TLL"), "{error}");
+        for (variable, meant) in [("LEASE_TLL", "LEASE_TTL"), ("LEASE_ttl", "LEASE_TTL"), ("LEASE_URI", "LEASE_URL")] {
+            let error = configure(&Builder::default(), &[(variable, "3s")]).map(drop).unwrap_err().to_string();
+            assert!(error.contains(variable) && error.contains(&format!("did you mean {meant:?}")), "{error}");
+        }
+        let error = configure(&Builder::default().url("memory:?colour=red"), &[]).map(drop).unwrap_err().to_string();
+        assert!(!error.contains("did you mean"), "nothing is near: {error}");
     }
 }

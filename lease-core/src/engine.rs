@@ -124,7 +124,10 @@ impl Core {
     /// Takes a claim out of the line and waits for it, 5 s at most; goes on in the background if dropped.
     pub(crate) async fn leave(self: &Arc<Self>, claim: &Claim) -> Result<()> {
         let (env, limit) = (self.env.clone(), self.env.now() + LEAVE_LIMIT);
-        let outcome = self.leaving(claim);
+        let mut outcome = self.leaving(claim);
+        if let Ok(left) = outcome.try_recv() {
+            return left;
+        }
         let waiting =
             async move { until(&*env, limit, outcome).await.and_then(Result::ok).unwrap_or_else(Core::no_leave) };
         self.run(waiting).await

@@ -274,6 +274,7 @@ impl Heartbeat {
             }
             Err(error) if error.kind() == ErrorKind::Incompatible => {
                 // What answers is not the store that keeps the claim: nothing proves any more that it is ours.
+                observe::incompatible(&*self.env, &pulse.place, &error);
                 self.end(pulse, EndReason::Gone);
                 Err(error)
             }

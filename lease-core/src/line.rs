@@ -247,8 +247,12 @@ impl Line {
     /// What keeps a waiter with so many before it here, as far as it is known: a holder, or a store that does not answer.
     fn obstacle(&self, here: u64) -> Option<Error> {
         let ahead = self.ahead.as_ref().map_or(1, |ahead| ahead.count);
-        match self.holder().or_else(|| self.seen_holder()) {
-            Some(holder) => Some(Error::new(ErrorKind::Timeout, "held by another").with_holder(holder, here + ahead)),
+        let (message, holder) = match self.holder() {
+            Some(holder) => ("held by this process", Some(holder)),
+            None => ("held by another", self.seen_holder()),
+        };
+        match holder {
+            Some(holder) => Some(Error::new(ErrorKind::Timeout, message).with_holder(holder, here + ahead)),
             None => self.trouble.clone(),
         }
     }

@@ -98,7 +98,7 @@ impl Manager {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn inspect(&self, name: impl AsRef<str>) -> Result<Option<Record>> {
-        let name = Name::new(name.as_ref())?;
+        let name = Name::new(name.as_ref()).map_err(|error| error.during("inspect", None))?;
         let asked = name.clone();
         self.ask("inspect", Some(&name), move |store| async move { store.inspect(&asked).await }).await
     }
@@ -188,7 +188,7 @@ impl Manager {
     /// # Cancel safety
     /// Dropped before it ends, it may or may not have been done.
     pub async fn break_lease(&self, name: impl AsRef<str>, token: Token) -> Result<()> {
-        let name = Name::new(name.as_ref())?;
+        let name = Name::new(name.as_ref()).map_err(|error| error.during("break_lease", None))?;
         let asked = name.clone();
         let evicted =
             self.ask("break_lease", Some(&name), move |store| async move { store.evict(&asked, token).await });

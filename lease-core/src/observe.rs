@@ -79,6 +79,12 @@ pub(crate) fn not_renewed(env: &dyn Environment, place: &Place, error: &Error) {
     detail(env, place, move |name, token| tracing::debug!(?name, %token, %error, "renewal failed; trying again"));
 }
 
+/// Why a lease is about to be lost that nobody took.
+pub(crate) fn incompatible(env: &dyn Environment, place: &Place, error: &Error) {
+    let (name, error) = (place.claim.name.clone(), error.to_string());
+    env.log(Box::new(move || tracing::warn!(?name, %error, "the store is not the one that keeps the lease")));
+}
+
 pub(crate) fn retrying(env: &dyn Environment, name: &Name, error: &Error) {
     let (name, error) = (name.clone(), error.to_string());
     env.log(Box::new(move || tracing::warn!(?name, %error, "the store does not answer; acquire keeps trying")));

@@ -136,6 +136,16 @@ impl TryFrom<i64> for Token {
     }
 }
 
+impl std::str::FromStr for Token {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let number: i64 =
+            text.parse().map_err(|_| Error::invalid(format!("{text:?} is no token: tokens are numbers")))?;
+        Self::try_from(number)
+    }
+}
+
 impl From<Token> for i64 {
     fn from(token: Token) -> Self {
         token.0

@@ -1076,7 +1076,7 @@ async fn bad_input_is_refused_and_loses_nothing() {
     assert_eq!(kind(rig.manager.acquire("n").owner("a\0").await), ErrorKind::Invalid);
     for (url, says) in [
         ("memory:?tll=3s", "\"ttl\""),
-        ("redis:x", "unknown scheme"),
+        ("carrier-pigeon:x", "unknown scheme"),
         ("nothing", "no scheme"),
         ("memory:?ttl=49ms", "at least 50ms"),
         ("memory:?ttl=25h", "at most 24h"),

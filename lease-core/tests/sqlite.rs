@@ -341,6 +341,23 @@ fn closing_one_of_two_stores_keeps_the_locks_of_the_other() {
     one.close();
 }
 
+/// Two paths to one file have two gates and two logs, and so two holders: refused, before and while it is used.
+#[test]
+fn a_file_of_two_names_is_refused() {
+    let dir = Dir::new();
+    let manager = Manager::open(&dir.db());
+    manager.ping().unwrap();
+    let other = dir.0.join("other.db");
+    fs::hard_link(dir.db(), &other).unwrap();
+    let error = SqliteStore::open(&other, system().unwrap()).expect_err("an error");
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("2 hard links"), "{error}");
+    assert_eq!(kind(manager.ping()), ErrorKind::Invalid);
+    fs::remove_file(&other).unwrap();
+    manager.ping().unwrap();
+    manager.close();
+}
+
 /// The database file was replaced while a store had it open, and another store opens the new one: they share the side
 /// files, and when the first is closed the locks of the second stay.
 #[test]

@@ -21,10 +21,19 @@ pub const SCHEMES: &[&str] = &[
 /// All schemes there are, and the cargo features that bring them.
 const KNOWN: &[(&str, &str)] = &[("memory", ""), ("sqlite", "sqlite")];
 
+/// Stores of many machines, which nobody should replace by one of a single machine on a hint of ours.
+const ELSEWHERE: &[&str] = &["etcd", "etcds", "postgres", "postgresql", "redis", "rediss", "valkey", "nats"];
+
 /// Opens the store of a URL that was taken apart.
 pub(crate) fn open(scheme: &str, rest: &str, env: &Arc<dyn Environment>) -> Result<Arc<dyn Store>> {
     match scheme {
         "memory" if rest.is_empty() => Ok(memory::MemoryStore::new(env.clone())),
+        "memory" if rest.starts_with('/') => {
+            let name = rest.trim_start_matches('/');
+            Err(Error::invalid(format!(
+                "memory:{rest} has a path: write memory:{name}, or memory: for a private store"
+            )))
+        }
         "memory" => Ok(memory::MemoryStore::named(rest, env.clone())),
         #[cfg(feature = "sqlite")]
         "sqlite" => Ok(sqlite::SqliteStore::open(path(rest)?, env.clone())?),
@@ -37,6 +46,10 @@ fn no_store(scheme: &str) -> Error {
         Some((_, feature)) => Error::new(
             ErrorKind::Unsupported,
             format!("this build has no {scheme:?} store: enable the cargo feature {feature:?} of lease-core"),
+        ),
+        None if ELSEWHERE.contains(&scheme) => Error::new(
+            ErrorKind::Unsupported,
+            format!("there is no {scheme:?} store yet; memory: and sqlite: reach one machine only"),
         ),
         None => unknown("scheme", scheme, &KNOWN.iter().map(|(known, _)| *known).collect::<Vec<_>>()),
     }
@@ -55,6 +68,11 @@ fn path(rest: &str) -> Result<&std::path::Path> {
             "after sqlite:// there is a host in a URL, and a file has none: write {hint}"
         )));
     }
+    if path == ":memory:" || path.starts_with("file:") {
+        return Err(Error::invalid(format!(
+            "{path:?} is no path of a file: write memory: for memory, or the path alone"
+        )));
+    }
     Ok(std::path::Path::new(path))
 }
 
@@ -67,6 +85,8 @@ mod tests {
         let error = no_store("sqlite");
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.message().contains("cargo feature \"sqlite\""), "{error}");
+        assert_eq!(no_store("etcd").kind(), ErrorKind::Unsupported);
+        assert!(!no_store("mongodb").message().contains("did you mean"));
         assert!(no_store("sqlit").message().contains("did you mean \"sqlite\""));
         assert!(SCHEMES.iter().all(|scheme| KNOWN.iter().any(|(known, _)| known == scheme)));
     }
@@ -77,7 +97,7 @@ mod tests {
         for (rest, meant) in [("jobs.db", "jobs.db"), ("/a/jobs.db", "/a/jobs.db"), ("///a/jobs.db", "/a/jobs.db")] {
             assert_eq!(path(rest).unwrap(), std::path::Path::new(meant));
         }
-        for wrong in ["", "//", "//jobs.db", "//var/lib/jobs.db", "a\0b"] {
+        for wrong in ["", "//", "//jobs.db", "//var/lib/jobs.db", "a\0b", ":memory:", "file:jobs.db"] {
             assert_eq!(path(wrong).unwrap_err().kind(), ErrorKind::Invalid, "{wrong:?}");
         }
     }

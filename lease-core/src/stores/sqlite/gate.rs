@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{Access, AtFlags, CWD, FlockOperation, accessat, fcntl_lock};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, StatxFlags, accessat, fcntl_lock, statx};
 use rustix::io::Errno;
 
 use super::failure::Failure;
@@ -74,6 +74,7 @@ impl Gate {
         if !meta.is_file() {
             return Err(Error::invalid(format!("{shown} is not a regular file: give the path of one")).into());
         }
+        one_path(&path, meta.nlink())?;
         writable(&path)?;
         if meta.len() > 0 && !beside(&path, "-gate").exists() {
             check(&path)?;
@@ -105,7 +106,8 @@ impl Gate {
     /// Fails when the path leads to another file than it did: two files would have two holders.
     pub(super) fn check_same_file(&self) -> Result<(), Failure> {
         match rustix::fs::stat(&self.path) {
-            Ok(stat) if (stat.st_dev, stat.st_ino) == self.identity => Ok(()),
+            Ok(stat) if (stat.st_dev, stat.st_ino) == self.identity && links(&stat) == 1 => Ok(()),
+            Ok(stat) if (stat.st_dev, stat.st_ino) == self.identity => one_path(&self.path, links(&stat)),
             Ok(_) | Err(Errno::NOENT) => Err(Failure::incompatible("the database file was deleted or replaced")),
             Err(cause) => Err(Failure::system("cannot find the database file", cause)),
         }
@@ -178,6 +180,30 @@ impl Drop for Entered<'_> {
         // Unlocking what is locked cannot fail.
         let _ = record_lock(self.gate, FlockOperation::NonBlockingUnlock);
     }
+}
+
+#[allow(clippy::useless_conversion, reason = "narrower on some machines")]
+fn links(stat: &rustix::fs::Stat) -> u64 {
+    stat.st_nlink.into()
+}
+
+/// Refuses a file that two paths lead to: each would have locks of its own, and so a holder of its own.
+fn one_path(path: &Path, links: u64) -> Result<(), Failure> {
+    let shown = path.display();
+    if links > 1 {
+        return Err(Error::invalid(format!("{shown} has {links} hard links: leases need one path to the file")).into());
+    }
+    let mount = |path: &Path| {
+        let found = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).ok()?;
+        StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID).then_some(found.stx_mnt_id)
+    };
+    // A kernel that does not say which mount it is (before 5.8) is believed.
+    if let (Some(file), Some(directory)) = (mount(path), path.parent().and_then(mount))
+        && file != directory
+    {
+        return Err(Error::invalid(format!("{shown} is a mount of its own: mount its directory, not the file")).into());
+    }
+    Ok(())
 }
 
 /// The path with the suffix appended to its file name.
