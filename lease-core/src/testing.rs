@@ -14,6 +14,10 @@
 //! assert_eq!(lease.cancelled().await.reason, EndReason::Unreachable);
 //! # Ok::<_, lease_core::Error>(()) }).unwrap();
 //! ```
+//!
+//! The library's tasks run on the calling runtime: what blocks its thread, such as [`crate::blocking`], blocks them too. For
+//! threads use a multi-thread runtime, its real clock, and [`CutStore`] alone. `tokio::time::advance` skips the heartbeats,
+//! as a suspend does: sleep instead.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -53,6 +57,9 @@ struct TestState {
 
 impl TestEnvironment {
     /// An environment on the runtime that this is called in.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn new(seed: u64) -> Arc<Self> {
         let state = TestState {
             runtime: Handle::current(),
