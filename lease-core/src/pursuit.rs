@@ -133,7 +133,7 @@ impl Drop for Pursuit<'_> {
     }
 }
 
-/// Runs the work while somebody first in the local line has this terms, and answers those whose time is up.
+/// Runs the work while somebody first in the local line has these terms, and answers those whose time is up.
 async fn tend<T>(core: &Core, name: &Name, terms: &Terms, work: impl Future<Output = T>) -> Option<T> {
     let tending = async {
         loop {
