@@ -207,6 +207,13 @@ impl Error {
         self
     }
 
+    /// The same with the file that it is about.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn with_file(mut self, file: &std::path::Path) -> Self {
+        self.0.message = format!("{}: {}", file.display(), self.0.message);
+        self
+    }
+
     pub(crate) fn with_holder(mut self, holder: Holder, place: u64) -> Self {
         self.0.holder = Some(holder);
         self.0.place = Some(place);

@@ -395,7 +395,9 @@ fn a_file_that_another_program_keeps_locked_is_unavailable_at_once() {
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let began = Instant::now();
     assert_eq!(kind(manager.acquire("n").timeout(Duration::from_millis(50)).wait()), ErrorKind::Unavailable);
-    assert_eq!(kind(manager.try_acquire("n")), ErrorKind::Unavailable);
+    let error = manager.try_acquire("n").expect_err("an error");
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.message().contains(dir.db().to_str().unwrap()), "it names the file: {error}");
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     other.execute_batch("ROLLBACK").unwrap();
     assert!(manager.try_acquire("n").unwrap().is_some());

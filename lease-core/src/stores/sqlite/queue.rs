@@ -148,10 +148,14 @@ impl Shared {
         drop(entered);
         self.checkpoint_if_due(session);
         drop(database);
-        Ok(outcome.map_err(Error::from).map(|(answer, effects)| {
+        Ok(outcome.map_err(|failure| self.error(failure)).map(|(answer, effects)| {
             self.announce(effects);
             answer
         }))
+    }
+
+    fn error(&self, failure: Failure) -> Error {
+        Error::from(failure).with_file(&self.path)
     }
 
     fn enqueue(&self, urgency: Urgency, request: Box<dyn Request>) {
@@ -200,7 +204,7 @@ impl Shared {
         });
         self.checkpoint_if_due(session);
         drop(database);
-        match outcome.map_err(Error::from) {
+        match outcome.map_err(|failure| self.error(failure)) {
             Ok(((), effects)) => {
                 for one in batch {
                     one.reply(Ok(()));
