@@ -44,7 +44,8 @@ pub trait Environment: Send + Sync + 'static {
     fn random(&self) -> u64;
     /// Runs a task on the library's thread.
     fn spawn(&self, task: Task);
-    /// Runs a job that may wake or call users: at once, unless this is a library thread. Never dropped, kept in order.
+    /// Runs a job that may wake or call users: at once, unless this is a library thread. Kept in order, and
+    /// dropped only after [`stop`](Self::stop).
     fn deliver(&self, job: Job);
     /// Runs a job that writes a log line or a figure. Dropped when the user's subscriber cannot keep up.
     fn log(&self, job: Job);
