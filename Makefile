@@ -11,7 +11,7 @@ SECONDS ?= 8
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check fmt tools
+.PHONY: help demo test bench header check fmt tools
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: tools ## Run every test there is, doc tests too, with all features and wit
 
 bench: tools ## Measure
 	$(CARGO) bench -p lease-core --bench figures --locked
+
+header: ## Write include/lease.h anew from the sources
+	BLESS=1 $(CARGO) test -p lease-ffi --locked --test header
 
 check: ## Everything but the tests: format, lints, docs, licences, size
 	@sh ci/tools.sh check

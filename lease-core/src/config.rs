@@ -48,7 +48,7 @@ fn default_owner() -> Arc<str> {
 
 impl Config {
     /// Sets one option from text.
-    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+    pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<()> {
         match key {
             "ttl" => self.ttl = duration(key, value)?,
             "timeout" if value == "none" => self.timeout = None,
@@ -213,6 +213,14 @@ impl Builder {
     pub fn option(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.push((key.into(), value.into()));
         self
+    }
+
+    /// Whether [`option`](Self::option) would take this, without opening anything.
+    ///
+    /// # Errors
+    /// `Invalid` for an unknown key, naming the nearest known one, or a wrong value.
+    pub fn check_option(key: &str, value: &str) -> Result<()> {
+        Config::default().set(key, value)
     }
 
     /// The clock, randomness and threads, in place of the machine's.

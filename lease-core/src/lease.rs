@@ -173,7 +173,14 @@ impl Lease {
         self.give_back().instrument(span).await
     }
 
-    async fn give_back(&self) -> Result<()> {
+    /// [`release`](Self::release) for those who share a lease. Harmless when repeated.
+    ///
+    /// # Errors
+    /// As [`release`](Self::release).
+    ///
+    /// # Cancel safety
+    /// Once polled, the release goes on in the background though this is dropped.
+    pub async fn give_back(&self) -> Result<()> {
         let core = &self.handle.core;
         // Before the end is known: whoever closes the manager meanwhile waits for the leaving.
         let _unsettled = core.unsettled.token();
@@ -187,6 +194,29 @@ impl Lease {
         Ok(())
     }
 
+    /// What dropping it does, for those who share a lease: if it is held, it is released in the background.
+    pub fn abandon(&self) {
+        let core = &self.handle.core;
+        let _unsettled = core.unsettled.token();
+        let end = core.heartbeat.end(&self.pulse, EndReason::Released);
+        if end.first && !end.reason.is_loss() {
+            core.withdraw(&self.pulse.place.claim);
+        }
+    }
+
+    /// Calls back once it has ended, for whatever reason; also when it had ended before. The calls of a manager are made on
+    /// a thread for them, where they may block and call the library: a slow one delays others, and no heartbeat. Closing
+    /// the manager waits for them, 5 s at most.
+    pub fn on_end(&self, callback: impl FnOnce(EndReason) + Send + 'static) {
+        let (core, pulse) = (self.handle.core.clone(), self.pulse.clone());
+        self.handle.core.env.spawn(Box::pin(async move {
+            pulse.ended.cancelled().await;
+            if let Some(reason) = pulse.end_reason() {
+                core.env.call(Box::new(move || callback(reason)));
+            }
+        }));
+    }
+
     fn error(&self, operation: &'static str, reason: EndReason) -> Error {
         Error::ended(reason, self.name()).during(operation, None)
     }
@@ -194,13 +224,8 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let core = &self.handle.core;
-        let _unsettled = core.unsettled.token();
-        let end = core.heartbeat.end(&self.pulse, EndReason::Released);
-        if end.first && !end.reason.is_loss() {
-            core.withdraw(&self.pulse.place.claim);
-        }
-        core.forget(&self.pulse);
+        self.abandon();
+        self.handle.core.forget(&self.pulse);
     }
 }
 

@@ -300,6 +300,26 @@ impl Acquire {
         self
     }
 
+    /// Any option by its key and text, as in a URL: `option("ttl", "15s")`.
+    ///
+    /// # Errors
+    /// `Invalid` for an unknown key or a wrong value, and for what belongs to the whole manager.
+    pub fn option(mut self, key: impl AsRef<str>, value: impl AsRef<str>) -> Result<Self> {
+        let key = key.as_ref();
+        let mut config = self.manager.handle.core.config.clone();
+        config.set(key, value.as_ref()).map_err(|error| error.during(self.operation, None))?;
+        if key == "request_timeout" {
+            let message = "option \"request_timeout\" is the manager's: give it to open";
+            return Err(Error::invalid(message).during(self.operation, None));
+        }
+        match key {
+            "ttl" => self.ttl = config.ttl,
+            "timeout" => self.timeout = config.timeout,
+            _ => self.owner = config.owner,
+        }
+        Ok(self)
+    }
+
     async fn acquire(self) -> Result<Lease> {
         let Self { operation, manager, name, ttl, timeout, owner } = self;
         let handle = manager.handle;

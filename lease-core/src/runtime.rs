@@ -49,6 +49,8 @@ pub trait Environment: Send + Sync + 'static {
     fn deliver(&self, job: Job);
     /// Runs a job that writes a log line or a figure. Dropped when the user's subscriber cannot keep up.
     fn log(&self, job: Job);
+    /// Runs a callback of the user's, which may block and call the library. Kept in order.
+    fn call(&self, job: Job);
     /// Whether this thread is the library's, which must not block.
     fn is_library_thread(&self) -> bool;
     /// Lets running tasks end, at most until `limit`, then stops all threads. Resolves when they are gone.
@@ -166,6 +168,8 @@ pub(crate) struct System {
     thread: Mutex<Option<Thread>>,
     wakes: Arc<Dispatcher>,
     logs: Arc<Dispatcher>,
+    /// Started by the first callback: most programs have none.
+    calls: Arc<Mutex<Option<Arc<Dispatcher>>>>,
 }
 
 /// The environment of this machine, for running a store without a manager.
@@ -202,6 +206,7 @@ impl System {
             thread: Mutex::new(Some(thread)),
             wakes,
             logs,
+            calls: Arc::default(),
         }))
     }
 }
@@ -231,6 +236,18 @@ impl Environment for System {
         if LIBRARY_THREAD.get() { self.logs.send(job) } else { call(job) }
     }
 
+    fn call(&self, job: Job) {
+        let mut calls = lock(&self.calls);
+        if calls.is_none() {
+            *calls = Dispatcher::start("lease-call", usize::MAX).ok();
+        }
+        match calls.clone() {
+            Some(calls) => calls.send(job),
+            // No thread is to be had: a callback in the way of others is better than none.
+            None => self.wakes.send(job),
+        }
+    }
+
     fn is_library_thread(&self) -> bool {
         LIBRARY_THREAD.get()
     }
@@ -244,6 +261,7 @@ impl Environment for System {
             wakes.send(Box::new(move || drop(told)));
         });
         let (wakes, logs, late) = (self.wakes.clone(), self.logs.clone(), Sleep::new(self.timers.clone(), limit));
+        let calls = self.calls.clone();
         let (end, thread) = (self.end.clone(), lock(&self.thread).take());
         Box::pin(async move {
             // After the last task, so that every answer is delivered. User code that never returns keeps its thread, but
@@ -251,6 +269,10 @@ impl Environment for System {
             let drained = async {
                 drop(idle.await);
                 wakes.stop().await;
+                let calls = lock(&calls).clone();
+                if let Some(calls) = calls {
+                    calls.stop().await;
+                }
                 logs.stop().await;
             };
             or(drained, late).await;
@@ -268,6 +290,9 @@ impl Drop for System {
         self.end.cancel();
         drop(self.wakes.stop());
         drop(self.logs.stop());
+        if let Some(calls) = &*lock(&self.calls) {
+            drop(calls.stop());
+        }
     }
 }
 

@@ -154,6 +154,10 @@ impl Environment for TestEnvironment {
         job();
     }
 
+    fn call(&self, job: Job) {
+        job();
+    }
+
     fn is_library_thread(&self) -> bool {
         false
     }

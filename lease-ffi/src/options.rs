@@ -1,0 +1,104 @@
+//! Options by key and text.
+
+use std::ffi::{c_char, c_int};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lease_core::{Builder, Result};
+
+use crate::error::{lease_error_t, lease_status};
+use crate::handle::{export, find, insert, invalid, remove, text, value};
+
+/// Options of an open or an acquire. Free them with `lease_options_free`; they may be used for many calls.
+pub struct lease_options_t {
+    _private: [u8; 0],
+}
+
+#[derive(Default)]
+struct Options(Mutex<Set>);
+
+/// What was set so far.
+#[derive(Clone, Default)]
+pub(crate) struct Set {
+    pub(crate) texts: Vec<(String, String)>,
+    cancel: Option<Arc<OwnedFd>>,
+}
+
+impl Set {
+    pub(crate) fn cancel(&self) -> Option<BorrowedFd<'_>> {
+        self.cancel.as_ref().map(|fd| fd.as_fd())
+    }
+}
+
+/// The options of a handle that may be NULL.
+pub(crate) fn options(opts: *const lease_options_t) -> Result<Set> {
+    if opts.is_null() {
+        return Ok(Set::default());
+    }
+    let options = find::<Options>(opts.cast(), "opts", "lease_options_t")?;
+    let set = options.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(set)
+}
+
+/// New options with nothing set; NULL when memory or handles ran out.
+#[unsafe(no_mangle)]
+pub extern "C" fn lease_options_new() -> *mut lease_options_t {
+    value(ptr::null_mut(), || insert(Arc::new(Options::default())).ok())
+}
+
+/// Sets an option by its key: "ttl", "timeout", "owner", "request_timeout". Times are a number and a unit: "15s", "500ms".
+/// Setting a key again replaces its value. `LEASE_ERR_INVALID` for an unknown key, naming the nearest known one, and for a
+/// wrong value.
+#[unsafe(no_mangle)]
+pub extern "C" fn lease_options_set(
+    o: *mut lease_options_t,
+    key: *const c_char,
+    value: *const c_char,
+    err: *mut *mut lease_error_t,
+) -> lease_status {
+    export(err, || {
+        let options = find::<Options>(o.cast(), "o", "lease_options_t")?;
+        let (key, value) = (text(key, "key")?, text(value, "value")?);
+        Builder::check_option(key, value)?;
+        let mut set = options.0.lock().unwrap_or_else(PoisonError::into_inner);
+        set.texts.retain(|(other, _)| other != key);
+        set.texts.push((key.into(), value.into()));
+        Ok(())
+    })
+}
+
+/// A descriptor that ends the wait of an acquire: when it is readable, the acquire gives up with `LEASE_ERR_CANCELLED`. It is
+/// only polled, and duplicated, so you may close yours afterwards. -1 sets none.
+#[unsafe(no_mangle)]
+pub extern "C" fn lease_options_set_cancel_fd(
+    o: *mut lease_options_t,
+    fd: c_int,
+    err: *mut *mut lease_error_t,
+) -> lease_status {
+    export(err, || {
+        let options = find::<Options>(o.cast(), "o", "lease_options_t")?;
+        let cancel = match fd {
+            -1 => None,
+            ..0 => return Err(invalid("fd", format!("is {fd}: give an open descriptor, or -1 for none"))),
+            _ => {
+                // SAFETY: it is only duplicated; the system says if it is not open.
+                let duplicate = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
+                let why =
+                    |error: std::io::Error| invalid("fd", format!("is {fd}, which is not open")).with_source(error);
+                Some(Arc::new(duplicate.map_err(why)?))
+            }
+        };
+        options.0.lock().unwrap_or_else(PoisonError::into_inner).cancel = cancel;
+        Ok(())
+    })
+}
+
+/// Frees options. NULL is fine.
+#[unsafe(no_mangle)]
+pub extern "C" fn lease_options_free(o: *mut lease_options_t) {
+    value((), || {
+        remove::<Options>(o.cast());
+        None
+    });
+}

@@ -1,0 +1,122 @@
+//! How a calling thread waits for the core: with a time limit, and with a descriptor that ends the wait.
+
+use std::future::Future;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use lease_core::{Error, ErrorKind, Result};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use crate::handle::invalid;
+
+/// A descriptor that becomes readable once somebody signals it, and stays so.
+pub(crate) struct Signal(OwnedFd);
+
+impl Signal {
+    pub(crate) fn new() -> Result<Self> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        fd.map(Self).map_err(|error| {
+            Error::new(ErrorKind::Limit, "cannot open an eventfd: raise the limit of open files").with_source(error)
+        })
+    }
+
+    pub(crate) fn set(&self) {
+        // Full is as readable as it can be.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    pub(crate) fn clear(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+}
+
+impl AsFd for Signal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Wake for Signal {
+    fn wake(self: Arc<Self>) {
+        self.set();
+    }
+}
+
+/// What ended a wait.
+pub(crate) enum Waited<T> {
+    Done(T),
+    TimedOut,
+    Cancelled,
+}
+
+/// Whether the user's descriptor tells to give up.
+pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> Result<bool> {
+    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    match poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+        Ok(_) => readable(&polled[0]),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(Error::new(ErrorKind::Internal, "cannot poll").with_source(error)),
+    }
+}
+
+fn readable(polled: &PollFd<'_>) -> Result<bool> {
+    if polled.revents().contains(PollFlags::NVAL) {
+        return Err(invalid("fd", "of lease_options_set_cancel_fd was closed: keep it open while it is used"));
+    }
+    Ok(!polled.revents().is_empty())
+}
+
+/// Waits for the future, at most so long, and gives up when the descriptor is readable. Signals do not end it.
+pub(crate) fn wait<T>(
+    mut future: Pin<&mut (impl Future<Output = T> + ?Sized)>,
+    limit: Option<Duration>,
+    cancel: Option<BorrowedFd<'_>>,
+) -> Result<Waited<T>> {
+    if let Some(cancel) = cancel
+        && is_readable(cancel)?
+    {
+        return Ok(Waited::Cancelled);
+    }
+    if limit.is_none() && cancel.is_none() {
+        return Ok(Waited::Done(futures_lite::future::block_on(future)));
+    }
+    let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+    if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        return Ok(Waited::Done(done));
+    }
+    let signal = Arc::new(Signal::new()?);
+    let waker = Waker::from(signal.clone());
+    loop {
+        signal.clear();
+        if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return Ok(Waited::Done(done));
+        }
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Ok(Waited::TimedOut);
+        }
+        let left = left.map(|left| Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        let own = PollFd::new(&*signal, PollFlags::IN);
+        let polled = match cancel {
+            Some(cancel) => {
+                let mut both = [own, PollFd::from_borrowed_fd(cancel, PollFlags::IN)];
+                let polled = poll(&mut both, left.as_ref());
+                if polled.is_ok() && readable(&both[1])? {
+                    return Ok(Waited::Cancelled);
+                }
+                polled
+            }
+            None => poll(&mut [own], left.as_ref()),
+        };
+        match polled {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(Error::new(ErrorKind::Internal, "cannot poll").with_source(error)),
+        }
+    }
+}

@@ -1,0 +1,36 @@
+/* What every test in C begins with: a condition that does not hold ends the test, and says where. */
+#ifndef CHECK_H
+#define CHECK_H
+
+#include <lease.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHECK(condition)                                                                        \
+    do {                                                                                        \
+        if (!(condition)) {                                                                     \
+            fprintf(stderr, "%s:%d: does not hold: %s\n", __FILE__, __LINE__, #condition);      \
+            exit(1);                                                                            \
+        }                                                                                       \
+    } while (0)
+
+/* The call came to `wanted`; the message of its error has `words` in it. Frees the error. */
+#define CHECK_STATUS(wanted, words, call)                                                       \
+    do {                                                                                        \
+        lease_error_t *error = NULL;                                                            \
+        lease_status status = (call);                                                           \
+        const char *message = error == NULL ? "" : lease_error_message(error);                  \
+        if (status != (wanted) || strstr(message, (words)) == NULL ||                           \
+            (error != NULL && lease_error_status(error) != status) ||                           \
+            (error == NULL) != (status == LEASE_OK)) {                                          \
+            fprintf(stderr, "%s:%d: %s: got %s (%s), wanted %s (%s)\n", __FILE__, __LINE__,     \
+                    #call, lease_status_name(status), message, lease_status_name(wanted), words); \
+            exit(1);                                                                            \
+        }                                                                                       \
+        lease_error_free(error);                                                                \
+    } while (0)
+
+#define CHECK_OK(call) CHECK_STATUS(LEASE_OK, "", call)
+
+#endif
