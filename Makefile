@@ -5,13 +5,17 @@ PYTHON ?= python3
 
 # How much code lease-core may have: see ci/lines.sh.
 LINES := 6000
+# Where `make install` puts the C library; all of it within DESTDIR, if that is set.
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
 # How long the demo runs: at least 6.
 SECONDS ?= 8
 
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench header check fmt tools
+.PHONY: help demo test bench header install check fmt tools
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +31,11 @@ test: tools ## Run every test there is, doc tests too, with all features and wit
 
 bench: tools ## Measure
 	$(CARGO) bench -p lease-core --bench figures --locked
+
+install: tools ## Install the C library: PREFIX=/usr/local, LIBDIR, INCLUDEDIR, DESTDIR
+	$(CARGO) build --release --locked -p lease-ffi
+	DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" LIBDIR="$(LIBDIR)" INCLUDEDIR="$(INCLUDEDIR)" \
+		sh packaging/install.sh "$${CARGO_TARGET_DIR:-target}/release"
 
 header: ## Write include/lease.h anew from the sources
 	BLESS=1 $(CARGO) test -p lease-ffi --locked --test header

@@ -1,4 +1,4 @@
-//! Builds the programs under `tests/c` with the machine's C compiler against the library, and runs them.
+//! Builds the programs under `tests/c` and `tests/cpp` against the library, and runs them. Takes a C and a C++ compiler.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,12 @@ fn libraries() -> PathBuf {
     test.ancestors().nth(2).expect("tests are in target/…/deps").to_owned()
 }
 
-fn cc() -> Command {
-    Command::new(env::var_os("CC").unwrap_or_else(|| "cc".into()))
+fn cc() -> String {
+    env::var("CC").unwrap_or_else(|_| "cc".into())
+}
+
+fn cxx() -> String {
+    env::var("CXX").unwrap_or_else(|_| "c++".into())
 }
 
 fn succeeded(what: &str, output: &Output) {
@@ -23,18 +27,16 @@ fn succeeded(what: &str, output: &Output) {
     assert!(output.status.success(), "{what}: {}\n{out}\n{err}", output.status);
 }
 
-fn build(source: &str, into: &Path) {
+/// Builds a program of `tests/` and runs it to its end.
+fn run(compiler: &str, standard: &str, source: &str) {
+    let program =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{standard}", source.replace(['/', '.'], "-")));
     let library = libraries();
-    let mut cc = cc();
-    cc.args(["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"]);
-    cc.arg("-I").arg(root().join("include")).arg(root().join("tests/c").join(source)).arg("-o").arg(into);
+    let mut cc = Command::new(compiler);
+    cc.arg(format!("-std={standard}")).args(["-g", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"]);
+    cc.arg("-I").arg(root().join("include")).arg(root().join("tests").join(source)).arg("-o").arg(&program);
     cc.arg("-L").arg(&library).arg("-llease").arg(format!("-Wl,-rpath,{}", library.display()));
-    succeeded(source, &cc.output().expect("there is a C compiler"));
-}
-
-fn run(source: &str) {
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(source.replace(".c", ""));
-    build(source, &program);
+    succeeded(source, &cc.output().unwrap_or_else(|error| panic!("{compiler} is needed: {error}")));
     let output = Command::new("timeout").arg("120").arg(&program).output().expect("it can be run");
     succeeded(source, &output);
     assert!(String::from_utf8_lossy(&output.stdout).ends_with("ok\n"), "{source} did not come to its end");
@@ -42,14 +44,21 @@ fn run(source: &str) {
 
 #[test]
 fn every_function_does_what_the_header_says() {
-    run("surface.c");
+    run(&cc(), "c11", "c/surface.c");
+}
+
+#[test]
+fn the_classes_do_what_they_say_in_both_standards() {
+    for standard in ["c++17", "c++20"] {
+        run(&cxx(), standard, "cpp/surface.cpp");
+    }
 }
 
 #[test]
 fn the_header_is_clean_in_every_standard() {
     for (language, standards) in [("c", &["c99", "c11", "c17"][..]), ("c++", &["c++17"])] {
         for standard in standards {
-            let mut cc = cc();
+            let mut cc = Command::new(cc());
             cc.args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-x", language]);
             cc.arg(format!("-std={standard}")).arg("-I").arg(root().join("include"));
             cc.arg(root().join("tests/c/header.c"));

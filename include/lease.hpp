@@ -1,0 +1,346 @@
+/*
+ * lease for C++17: what lease.h has, as classes that clean up and errors that are thrown. Header only; link with -llease.
+ *
+ *     lease::Manager manager("sqlite:jobs.db");
+ *     lease::Lease held = manager.acquire("nightly", std::chrono::seconds(5));
+ *     while (more_work()) {
+ *         held.check();             // throws lease::Lost: stop
+ *         work(held.token());
+ *     }
+ *     held.release();               // else the destructor does, in the background
+ *
+ * An object is used as one of C is: from many threads at once, except that moving and destroying it are the owner's alone.
+ */
+#ifndef LEASE_HPP
+#define LEASE_HPP
+
+#include <lease.h>
+
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#if __has_include(<version>)
+#include <version>
+#endif
+#if defined(__cpp_lib_jthread)
+#include <stop_token>
+#endif
+
+namespace lease {
+
+using milliseconds = std::chrono::milliseconds;
+
+/** Why a lease ended. */
+enum class EndReason : std::int32_t {
+    released = LEASE_END_RELEASED,
+    superseded = LEASE_END_SUPERSEDED,
+    gone = LEASE_END_GONE,
+    unreachable = LEASE_END_UNREACHABLE,
+    stalled = LEASE_END_STALLED,
+    denied = LEASE_END_DENIED,
+    closed = LEASE_END_CLOSED,
+    forked = LEASE_END_FORKED,
+};
+
+/** What went wrong; what() says it, with the name and what to do. The classes below are for the statuses. */
+class Error : public std::runtime_error {
+public:
+    Error(lease_status status, const lease_error_t *error)
+        : std::runtime_error(error != nullptr ? lease_error_message(error) : lease_status_name(status)),
+          status_(status), retryable_(lease_error_is_retryable(error)), in_doubt_(lease_error_is_in_doubt(error)),
+          reason_(lease_error_reason(error)), name_(text(lease_error_name(error))),
+          holder_(text(lease_error_holder(error))) {}
+
+    lease_status status() const noexcept { return status_; }
+    /** Whether the same call may succeed later with nothing changed by you. */
+    bool is_retryable() const noexcept { return retryable_; }
+    /** Whether the request may have been applied though its answer was not seen. */
+    bool is_in_doubt() const noexcept { return in_doubt_; }
+    /** The name it was about, or empty. */
+    const std::string &name() const noexcept { return name_; }
+    /** After a timeout: who held the name. Else empty. */
+    const std::string &holder() const noexcept { return holder_; }
+    /** Why the lease ended, when that is the error. */
+    std::optional<EndReason> reason() const noexcept {
+        return reason_ < 0 ? std::nullopt : std::optional<EndReason>(static_cast<EndReason>(reason_));
+    }
+
+private:
+    static std::string text(const char *text) { return text != nullptr ? text : ""; }
+
+    lease_status status_;
+    bool retryable_, in_doubt_;
+    std::int32_t reason_;
+    std::string name_, holder_;
+};
+
+class Timeout : public Error { using Error::Error; };
+class Lost : public Error { using Error::Error; };
+class Unavailable : public Error { using Error::Error; };
+class Invalid : public Error { using Error::Error; };
+class Unsupported : public Error { using Error::Error; };
+class Denied : public Error { using Error::Error; };
+class Incompatible : public Error { using Error::Error; };
+class Cancelled : public Error { using Error::Error; };
+class Closed : public Error { using Error::Error; };
+class Forked : public Error { using Error::Error; };
+class NotFound : public Error { using Error::Error; };
+class Internal : public Error { using Error::Error; };
+class Limit : public Error { using Error::Error; };
+
+namespace detail {
+
+/** An error handle that is freed however the scope is left. */
+class Failure {
+public:
+    Failure() = default;
+    Failure(const Failure &) = delete;
+    Failure &operator=(const Failure &) = delete;
+    ~Failure() { lease_error_free(error_); }
+
+    lease_error_t **out() noexcept { return &error_; }
+
+    void check(lease_status status) const {
+        switch (status) {
+        case LEASE_OK: return;
+        case LEASE_ERR_TIMEOUT: throw Timeout(status, error_);
+        case LEASE_ERR_LOST: throw Lost(status, error_);
+        case LEASE_ERR_UNAVAILABLE: throw Unavailable(status, error_);
+        case LEASE_ERR_INVALID: throw Invalid(status, error_);
+        case LEASE_ERR_UNSUPPORTED: throw Unsupported(status, error_);
+        case LEASE_ERR_DENIED: throw Denied(status, error_);
+        case LEASE_ERR_INCOMPATIBLE: throw Incompatible(status, error_);
+        case LEASE_ERR_CANCELLED: throw Cancelled(status, error_);
+        case LEASE_ERR_CLOSED: throw Closed(status, error_);
+        case LEASE_ERR_FORKED: throw Forked(status, error_);
+        case LEASE_ERR_NOT_FOUND: throw NotFound(status, error_);
+        case LEASE_ERR_LIMIT: throw Limit(status, error_);
+        case LEASE_ERR_INTERNAL: throw Internal(status, error_);
+        default: throw Error(status, error_);
+        }
+    }
+
+private:
+    lease_error_t *error_ = nullptr;
+};
+
+/** Calls a function of lease.h with these arguments and a place for the error, which is thrown. */
+template <class Function, class... Arguments> void call(Function function, Arguments... arguments) {
+    Failure failure;
+    failure.check(function(arguments..., failure.out()));
+}
+
+template <auto Free> struct Freeing {
+    template <class Handle> void operator()(Handle *handle) const noexcept { Free(handle); }
+};
+template <class Handle, auto Free> using Owned = std::unique_ptr<Handle, Freeing<Free>>;
+
+} // namespace detail
+
+/** Options of an open or an acquire: Options().set("ttl", "15s"). */
+class Options {
+public:
+    Options() : handle_(lease_options_new()) {}
+    Options &set(const std::string &key, const std::string &value) {
+        detail::call(lease_options_set, handle_.get(), key.c_str(), value.c_str());
+        return *this;
+    }
+    /** An acquire gives up, with Cancelled, when this descriptor is readable. */
+    Options &cancel_fd(int fd) {
+        detail::call(lease_options_set_cancel_fd, handle_.get(), fd);
+        return *this;
+    }
+    const lease_options_t *get() const noexcept { return handle_.get(); }
+
+private:
+    detail::Owned<lease_options_t, lease_options_free> handle_;
+};
+
+/** Who holds a name. */
+struct Record {
+    std::string name;
+    std::int64_t token;
+    std::string owner;
+    milliseconds held_for, ttl;
+    std::int64_t waiting;
+
+    explicit Record(const lease_record_t *record)
+        : name(lease_record_name(record)), token(lease_record_token(record)), owner(lease_record_owner(record)),
+          held_for(lease_record_held_ms(record)), ttl(lease_record_ttl_ms(record)),
+          waiting(lease_record_waiting(record)) {}
+};
+
+/** A name that is yours, as long as is_held() says so. The destructor releases it in the background. */
+class Lease {
+public:
+    explicit Lease(lease_t *handle) : handle_(handle) {}
+
+    std::int64_t token() const noexcept { return lease_token(get()); }
+    bool is_held() const noexcept { return lease_is_held(get()); }
+    /** Throws Lost once it has ended: call it before each step of the work. */
+    void check() const { detail::call(lease_check, get()); }
+    milliseconds remaining() const noexcept { return milliseconds(lease_remaining_ms(get())); }
+    std::optional<EndReason> end_reason() const noexcept {
+        const std::int32_t reason = lease_end_reason(get());
+        return reason < 0 ? std::nullopt : std::optional<EndReason>(static_cast<EndReason>(reason));
+    }
+    std::string name() const {
+        const char *name = lease_name(get());
+        return name != nullptr ? name : "";
+    }
+    /** Readable, and stays so, once it is not held. Only poll it; it is closed with this object. */
+    int cancelled_fd() const {
+        int fd = -1;
+        detail::call(lease_cancelled_fd, get(), &fd);
+        return fd;
+    }
+    /** Asks the store. */
+    void confirm() { detail::call(lease_confirm, get()); }
+    /** Calls back once, on a thread of the library, if it is lost. The callback must not throw. */
+    void on_lost(std::function<void(EndReason)> callback) {
+        auto *data = new std::function<void(EndReason)>(std::move(callback));
+        // The library frees it in every case, a failure included.
+        detail::call(lease_on_lost, get(), &Lease::lost, static_cast<void *>(data), &Lease::free_callback);
+    }
+    /** Gives it back. Throws Lost if it had been lost before. */
+    void release() { detail::call(lease_release, get()); }
+
+#if defined(__cpp_lib_jthread)
+    /** Asks to stop when it is lost. */
+    std::stop_token stop_token() {
+        if (!stop_.stop_possible() || !linked_) {
+            stop_ = std::stop_source();
+            on_lost([stop = stop_](EndReason) mutable { stop.request_stop(); });
+            linked_ = true;
+        }
+        return stop_.get_token();
+    }
+#endif
+
+    lease_t *get() const noexcept { return handle_.get(); }
+
+private:
+    static void lost(std::int32_t reason, void *data) noexcept {
+        (*static_cast<std::function<void(EndReason)> *>(data))(static_cast<EndReason>(reason));
+    }
+    static void free_callback(void *data) noexcept { delete static_cast<std::function<void(EndReason)> *>(data); }
+
+    detail::Owned<lease_t, lease_free> handle_;
+#if defined(__cpp_lib_jthread)
+    std::stop_source stop_{std::nostopstate};
+    bool linked_ = false;
+#endif
+};
+
+/** A manager of leases on one store. The destructor closes it. */
+class Manager {
+public:
+    explicit Manager(const std::string &url) : Manager(url, nullptr) {}
+    Manager(const std::string &url, const Options &options) : Manager(url, options.get()) {}
+
+    /** Waits until the name is yours; no timeout waits for ever. Throws Timeout. */
+    Lease acquire(const std::string &name, std::optional<milliseconds> timeout = std::nullopt) {
+        return acquire(name, timeout, nullptr);
+    }
+    Lease acquire(const std::string &name, std::optional<milliseconds> timeout, const Options &options) {
+        return acquire(name, timeout, options.get());
+    }
+    /** One attempt: nothing when somebody else holds the name. */
+    std::optional<Lease> try_acquire(const std::string &name) { return try_acquire(name, nullptr); }
+    std::optional<Lease> try_acquire(const std::string &name, const Options &options) {
+        return try_acquire(name, options.get());
+    }
+    /** Who holds the name; nothing when it is free. */
+    std::optional<Record> inspect(const std::string &name) {
+        lease_record_t *record = nullptr;
+        detail::call(lease_manager_inspect, get(), name.c_str(), &record);
+        if (record == nullptr) return std::nullopt;
+        detail::Owned<lease_record_t, lease_record_free> owned(record);
+        return Record(record);
+    }
+    std::vector<Record> list(const std::string &prefix = "") {
+        lease_records_t *records = nullptr;
+        detail::call(lease_manager_list, get(), prefix.c_str(), &records);
+        detail::Owned<lease_records_t, lease_records_free> owned(records);
+        std::vector<Record> all;
+        for (std::size_t at = 0; at < lease_records_count(records); at++) all.emplace_back(lease_records_at(records, at));
+        return all;
+    }
+    void break_lease(const std::string &name, std::int64_t token) {
+        detail::call(lease_manager_break, get(), name.c_str(), token);
+    }
+    void ping() { detail::call(lease_manager_ping, get()); }
+    /** Releases everything. The destructor does it too, and says nothing of errors. */
+    void close() { detail::call(lease_manager_close, get()); }
+
+    lease_manager_t *get() const noexcept { return handle_.get(); }
+
+private:
+    static void close_and_free(lease_manager_t *manager) noexcept {
+        lease_manager_close(manager, nullptr);
+        lease_manager_free(manager);
+    }
+    Manager(const std::string &url, const lease_options_t *options) {
+        lease_manager_t *manager = nullptr;
+        detail::call(lease_manager_open, url.c_str(), options, &manager);
+        handle_.reset(manager);
+    }
+    Lease acquire(const std::string &name, std::optional<milliseconds> timeout, const lease_options_t *options) {
+        if (timeout && timeout->count() == LEASE_WAIT_FOREVER) throw std::invalid_argument("a timeout below zero");
+        lease_t *lease = nullptr;
+        const std::int64_t millis = timeout ? timeout->count() : LEASE_WAIT_FOREVER;
+        detail::call(lease_manager_acquire, get(), name.c_str(), millis, options, &lease);
+        return Lease(lease);
+    }
+    std::optional<Lease> try_acquire(const std::string &name, const lease_options_t *options) {
+        try {
+            return acquire(name, milliseconds(0), options);
+        } catch (const Timeout &) {
+            return std::nullopt;
+        }
+    }
+
+    detail::Owned<lease_manager_t, close_and_free> handle_;
+};
+
+/** Guards a resource of this process: `auto admitted = fence.admit(name, token);` over the write. Throws Lost. */
+class Fence {
+public:
+    class Admitted {
+    public:
+        Admitted(Fence &fence, std::string name, std::int64_t token)
+            : fence_(&fence), name_(std::move(name)), token_(token) {}
+        Admitted(Admitted &&other) noexcept
+            : fence_(std::exchange(other.fence_, nullptr)), name_(std::move(other.name_)), token_(other.token_) {}
+        Admitted &operator=(Admitted &&) = delete;
+        ~Admitted() {
+            if (fence_ != nullptr) lease_fence_leave(fence_->handle_.get(), name_.c_str(), token_, nullptr);
+        }
+
+    private:
+        Fence *fence_;
+        std::string name_;
+        std::int64_t token_;
+    };
+
+    Fence() : handle_(lease_fence_new()) {}
+    [[nodiscard]] Admitted admit(const std::string &name, std::int64_t token) {
+        detail::call(lease_fence_enter, handle_.get(), name.c_str(), token);
+        return Admitted(*this, name, token);
+    }
+
+private:
+    detail::Owned<lease_fence_t, lease_fence_free> handle_;
+};
+
+} // namespace lease
+
+#endif

@@ -1,0 +1,27 @@
+#!/bin/sh
+# Installs what `cargo build --release -p lease-ffi` built in the directory $1, under PREFIX, LIBDIR, INCLUDEDIR; all of
+# them within DESTDIR, if it is set.
+set -eu
+built=$1
+cd "$(dirname "$0")/.."
+
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+# What the library itself says it is.
+soname=$(LC_ALL=C readelf -d "$built/liblease.so" | sed -n 's/.*(SONAME).*\[\(.*\)\]/\1/p')
+lib="${DESTDIR:-}$LIBDIR" include="${DESTDIR:-}$INCLUDEDIR"
+
+install -d "$lib/pkgconfig" "$lib/cmake/lease" "$include"
+install -m 755 "$built/liblease.so" "$lib/liblease.so.$version"
+ln -sf "liblease.so.$version" "$lib/$soname"
+ln -sf "$soname" "$lib/liblease.so"
+install -m 644 "$built/liblease.a" "$lib/liblease.a"
+install -m 644 include/lease.h include/lease.hpp "$include/"
+
+fill() {
+    sed -e "s|@PREFIX@|$PREFIX|g" -e "s|@LIBDIR@|$LIBDIR|g" -e "s|@INCLUDEDIR@|$INCLUDEDIR|g" \
+        -e "s|@VERSION@|$version|g" -e "s|@SONAME@|$soname|g" "packaging/$1.in" >"$2/$1"
+    chmod 644 "$2/$1"
+}
+fill lease.pc "$lib/pkgconfig"
+fill leaseConfig.cmake "$lib/cmake/lease"
+fill leaseConfigVersion.cmake "$lib/cmake/lease"
