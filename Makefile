@@ -15,10 +15,10 @@ SECONDS ?= 8
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench header install check fmt tools
+.PHONY: help demo test test-tools bench header install check fmt tools
 
 help: ## Say what there is to do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: tools ## Fifty contenders in ten processes want one name, for SECONDS=8
 	$(CARGO) run --release --locked -p lease-core --example demo -- --seconds $(SECONDS)
@@ -29,8 +29,13 @@ test: tools ## Run every test there is, doc tests too, with all features and wit
 	@echo "== tests: no features"
 	$(CARGO) test -p lease-core --no-default-features --locked --no-fail-fast
 
+test-tools: tools ## Get what the tests of the C library can make use of: clang, CMake, valgrind, libuv, libev
+	@mkdir -p "$${CARGO_TARGET_DIR:-target}"
+	sh ci/test-tools.sh "$${CARGO_TARGET_DIR:-target}/test-tools"
+
 bench: tools ## Measure
 	$(CARGO) bench -p lease-core --bench figures --locked
+	$(CARGO) bench -p lease-ffi --bench figures --locked
 
 install: tools ## Install the C library: PREFIX=/usr/local, LIBDIR, INCLUDEDIR, DESTDIR
 	$(CARGO) build --release --locked -p lease-ffi

@@ -248,10 +248,19 @@ extern "C" {
 const char *lease_version(void);
 
 /**
- * The same as a number: major * 1000000 + minor * 1000 + patch. Compare `LEASE_VERSION_NUMBER`: a library that is older than the
- * header lacks what was added since.
+ * The same as a number: major * 1000000 + minor * 1000 + patch.
  */
 uint32_t lease_version_number(void);
+
+/**
+ * Whether a program that was compiled with the header of that version can run with this library. Call it first, as
+ * `lease_version_check(LEASE_VERSION_NUMBER, &error)`: the header and the library may come from two installations.
+ *
+ * Errors: UNSUPPORTED when the header is newer than the library, or of a version that breaks compiled programs: below 1.0
+ * another minor version, from then on another major one.
+ */
+lease_status lease_version_check(uint32_t header,
+                                 lease_error_t **err);
 
 /**
  * The status that the failed call gave too; `LEASE_ERR_INVALID` for what is no error handle.
@@ -582,11 +591,11 @@ lease_status lease_manager_watch(lease_manager_t *m,
                                  lease_error_t **err);
 
 /**
- * Waits for the next change: `*out` becomes the new holder's record, to be freed, or NULL when the name is free. One thread at a
- * time; another waits for it.
+ * Waits for the next change: `*out` becomes the new holder's record, to be freed, or NULL when the name is free. `timeout_ms` is
+ * as for `lease_manager_acquire`. Each change is told to one thread: use one. Freeing the watch ends the wait.
  *
  * Errors: TIMEOUT when nothing changed in time; UNAVAILABLE, DENIED, INCOMPATIBLE: the next call tries again, a second later;
- * CLOSED for good.
+ * CLOSED for good; INVALID, also when the watch was freed meanwhile; FORKED.
  */
 lease_status lease_watch_next(lease_watch_t *w,
                               int64_t timeout_ms,

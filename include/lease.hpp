@@ -10,6 +10,7 @@
  *     held.release();               // else the destructor does, in the background
  *
  * An object is used as one of C is: from many threads at once, except that moving and destroying it are the owner's alone.
+ * What the functions promise is in lease.h. One that was moved from throws Invalid.
  */
 #ifndef LEASE_HPP
 #define LEASE_HPP
@@ -31,12 +32,18 @@
 #include <version>
 #endif
 #if defined(__cpp_lib_jthread)
+#define LEASE_HAS_STOP_TOKEN 1
+#include <mutex>
 #include <stop_token>
 #endif
 
 namespace lease {
-
-using milliseconds = std::chrono::milliseconds;
+// A lease of a program's C++20 part is another class than one of its C++17 part, and the linker says so.
+#ifdef LEASE_HAS_STOP_TOKEN
+inline namespace with_stop_token {
+#else
+inline namespace without_stop_token {
+#endif
 
 /** Why a lease ended. */
 enum class EndReason : std::int32_t {
@@ -58,6 +65,8 @@ public:
           status_(status), retryable_(lease_error_is_retryable(error)), in_doubt_(lease_error_is_in_doubt(error)),
           reason_(lease_error_reason(error)), name_(text(lease_error_name(error))),
           holder_(text(lease_error_holder(error))) {}
+    /** One of this header's own, about an argument. */
+    Error(lease_status status, const std::string &message) : std::runtime_error(message), status_(status) {}
 
     lease_status status() const noexcept { return status_; }
     /** Whether the same call may succeed later with nothing changed by you. */
@@ -77,8 +86,8 @@ private:
     static std::string text(const char *text) { return text != nullptr ? text : ""; }
 
     lease_status status_;
-    bool retryable_, in_doubt_;
-    std::int32_t reason_;
+    bool retryable_ = false, in_doubt_ = false;
+    std::int32_t reason_ = -1;
     std::string name_, holder_;
 };
 
@@ -138,6 +147,22 @@ template <class Function, class... Arguments> void call(Function function, Argum
     failure.check(function(arguments..., failure.out()));
 }
 
+/** A text for C, which ends at its first NUL: one with a NUL inside would silently be another. */
+inline const char *text(const std::string &text, const char *argument) {
+    if (text.find('\0') != std::string::npos) {
+        throw Invalid(LEASE_ERR_INVALID, std::string("argument ") + argument + " has a NUL in it");
+    }
+    return text.c_str();
+}
+
+inline std::int64_t millis(std::optional<std::chrono::milliseconds> timeout) {
+    if (!timeout) return LEASE_WAIT_FOREVER;
+    if (timeout->count() < 0) {
+        throw Invalid(LEASE_ERR_INVALID, "argument timeout is below zero: give none to wait for ever");
+    }
+    return timeout->count();
+}
+
 template <auto Free> struct Freeing {
     template <class Handle> void operator()(Handle *handle) const noexcept { Free(handle); }
 };
@@ -150,7 +175,7 @@ class Options {
 public:
     Options() : handle_(lease_options_new()) {}
     Options &set(const std::string &key, const std::string &value) {
-        detail::call(lease_options_set, handle_.get(), key.c_str(), value.c_str());
+        detail::call(lease_options_set, handle_.get(), detail::text(key, "key"), detail::text(value, "value"));
         return *this;
     }
     /** An acquire gives up, with Cancelled, when this descriptor is readable. */
@@ -169,7 +194,7 @@ struct Record {
     std::string name;
     std::int64_t token;
     std::string owner;
-    milliseconds held_for, ttl;
+    std::chrono::milliseconds held_for, ttl;
     std::int64_t waiting;
 
     explicit Record(const lease_record_t *record)
@@ -182,12 +207,27 @@ struct Record {
 class Lease {
 public:
     explicit Lease(lease_t *handle) : handle_(handle) {}
+    Lease(Lease &&) = default;
+    Lease &operator=(Lease &&other) noexcept {
+        if (this != &other) {
+            request_stop();
+            handle_ = std::move(other.handle_);
+#ifdef LEASE_HAS_STOP_TOKEN
+            stop_ = std::move(other.stop_);
+#endif
+        }
+        return *this;
+    }
+    ~Lease() { request_stop(); }
 
     std::int64_t token() const noexcept { return lease_token(get()); }
     bool is_held() const noexcept { return lease_is_held(get()); }
     /** Throws Lost once it has ended: call it before each step of the work. */
     void check() const { detail::call(lease_check, get()); }
-    milliseconds remaining() const noexcept { return milliseconds(lease_remaining_ms(get())); }
+    /** Until it is lost unless a renewal succeeds: at most half the ttl, 0 once it ended. */
+    std::chrono::milliseconds remaining() const noexcept {
+        return std::chrono::milliseconds(lease_remaining_ms(get()));
+    }
     std::optional<EndReason> end_reason() const noexcept {
         const std::int32_t reason = lease_end_reason(get());
         return reason < 0 ? std::nullopt : std::optional<EndReason>(static_cast<EndReason>(reason));
@@ -211,17 +251,19 @@ public:
         detail::call(lease_on_lost, get(), &Lease::lost, static_cast<void *>(data), &Lease::free_callback);
     }
     /** Gives it back. Throws Lost if it had been lost before. */
-    void release() { detail::call(lease_release, get()); }
+    void release() {
+        request_stop();
+        detail::call(lease_release, get());
+    }
 
-#if defined(__cpp_lib_jthread)
-    /** Asks to stop when it is lost. */
+#ifdef LEASE_HAS_STOP_TOKEN
+    /** Stop is requested when it is lost, and when this object releases it or is destroyed. */
     std::stop_token stop_token() {
-        if (!stop_.stop_possible() || !linked_) {
-            stop_ = std::stop_source();
-            on_lost([stop = stop_](EndReason) mutable { stop.request_stop(); });
-            linked_ = true;
-        }
-        return stop_.get_token();
+        if (!stop_) throw Invalid(LEASE_ERR_INVALID, "this lease was moved from");
+        std::call_once(stop_->linked, [this] {
+            on_lost([stop = stop_->source](EndReason) mutable { stop.request_stop(); });
+        });
+        return stop_->source.get_token();
     }
 #endif
 
@@ -233,11 +275,60 @@ private:
     }
     static void free_callback(void *data) noexcept { delete static_cast<std::function<void(EndReason)> *>(data); }
 
-    detail::Owned<lease_t, lease_free> handle_;
-#if defined(__cpp_lib_jthread)
-    std::stop_source stop_{std::nostopstate};
-    bool linked_ = false;
+    void request_stop() noexcept {
+#ifdef LEASE_HAS_STOP_TOKEN
+        if (stop_) stop_->source.request_stop();
 #endif
+    }
+
+    detail::Owned<lease_t, lease_free> handle_;
+#ifdef LEASE_HAS_STOP_TOKEN
+    struct Stop {
+        std::stop_source source;
+        std::once_flag linked;
+    };
+    std::unique_ptr<Stop> stop_ = std::make_unique<Stop>();
+#endif
+};
+
+/** An acquire that goes on in the background, for event loops. Destroying it gives up waiting. */
+class Pending {
+public:
+    explicit Pending(lease_pending_t *handle) : handle_(handle) {}
+
+    /** Readable when it is done, with a lease or an error. Only poll it; it is closed with this object. */
+    int fd() const {
+        int fd = -1;
+        detail::call(lease_pending_fd, handle_.get(), &fd);
+        return fd;
+    }
+    /** The outcome: once, when the descriptor is readable. Throws as Manager::acquire; Timeout also while it still waits. */
+    Lease take() {
+        lease_t *lease = nullptr;
+        detail::call(lease_pending_take, handle_.get(), &lease);
+        return Lease(lease);
+    }
+
+private:
+    detail::Owned<lease_pending_t, lease_pending_free> handle_;
+};
+
+/** Who holds a name, again whenever it changes. */
+class Watch {
+public:
+    explicit Watch(lease_watch_t *handle) : handle_(handle) {}
+
+    /** Waits for the next change; nothing when the name is free. The first tells who holds it now. Throws Timeout. */
+    std::optional<Record> next(std::optional<std::chrono::milliseconds> timeout = std::nullopt) {
+        lease_record_t *record = nullptr;
+        detail::call(lease_watch_next, handle_.get(), detail::millis(timeout), &record);
+        if (record == nullptr) return std::nullopt;
+        detail::Owned<lease_record_t, lease_record_free> owned(record);
+        return Record(record);
+    }
+
+private:
+    detail::Owned<lease_watch_t, lease_watch_free> handle_;
 };
 
 /** A manager of leases on one store. The destructor closes it. */
@@ -247,10 +338,10 @@ public:
     Manager(const std::string &url, const Options &options) : Manager(url, options.get()) {}
 
     /** Waits until the name is yours; no timeout waits for ever. Throws Timeout. */
-    Lease acquire(const std::string &name, std::optional<milliseconds> timeout = std::nullopt) {
+    Lease acquire(const std::string &name, std::optional<std::chrono::milliseconds> timeout = std::nullopt) {
         return acquire(name, timeout, nullptr);
     }
-    Lease acquire(const std::string &name, std::optional<milliseconds> timeout, const Options &options) {
+    Lease acquire(const std::string &name, std::optional<std::chrono::milliseconds> timeout, const Options &options) {
         return acquire(name, timeout, options.get());
     }
     /** One attempt: nothing when somebody else holds the name. */
@@ -261,21 +352,34 @@ public:
     /** Who holds the name; nothing when it is free. */
     std::optional<Record> inspect(const std::string &name) {
         lease_record_t *record = nullptr;
-        detail::call(lease_manager_inspect, get(), name.c_str(), &record);
+        detail::call(lease_manager_inspect, get(), detail::text(name, "name"), &record);
         if (record == nullptr) return std::nullopt;
         detail::Owned<lease_record_t, lease_record_free> owned(record);
         return Record(record);
     }
     std::vector<Record> list(const std::string &prefix = "") {
         lease_records_t *records = nullptr;
-        detail::call(lease_manager_list, get(), prefix.c_str(), &records);
+        detail::call(lease_manager_list, get(), detail::text(prefix, "prefix"), &records);
         detail::Owned<lease_records_t, lease_records_free> owned(records);
         std::vector<Record> all;
         for (std::size_t at = 0; at < lease_records_count(records); at++) all.emplace_back(lease_records_at(records, at));
         return all;
     }
     void break_lease(const std::string &name, std::int64_t token) {
-        detail::call(lease_manager_break, get(), name.c_str(), token);
+        detail::call(lease_manager_break, get(), detail::text(name, "name"), token);
+    }
+    Watch watch(const std::string &name) {
+        lease_watch_t *watch = nullptr;
+        detail::call(lease_manager_watch, get(), detail::text(name, "name"), &watch);
+        return Watch(watch);
+    }
+    /** As acquire, without waiting: take the lease when the descriptor is readable. */
+    Pending acquire_start(const std::string &name, std::optional<std::chrono::milliseconds> timeout = std::nullopt) {
+        return acquire_start(name, timeout, nullptr);
+    }
+    Pending acquire_start(const std::string &name, std::optional<std::chrono::milliseconds> timeout,
+                          const Options &options) {
+        return acquire_start(name, timeout, options.get());
     }
     void ping() { detail::call(lease_manager_ping, get()); }
     /** Releases everything. The destructor does it too, and says nothing of errors. */
@@ -289,20 +393,26 @@ private:
         lease_manager_free(manager);
     }
     Manager(const std::string &url, const lease_options_t *options) {
+        detail::call(lease_version_check, static_cast<std::uint32_t>(LEASE_VERSION_NUMBER));
         lease_manager_t *manager = nullptr;
-        detail::call(lease_manager_open, url.c_str(), options, &manager);
+        detail::call(lease_manager_open, detail::text(url, "url"), options, &manager);
         handle_.reset(manager);
     }
-    Lease acquire(const std::string &name, std::optional<milliseconds> timeout, const lease_options_t *options) {
-        if (timeout && timeout->count() == LEASE_WAIT_FOREVER) throw std::invalid_argument("a timeout below zero");
+    Lease acquire(const std::string &name, std::optional<std::chrono::milliseconds> timeout, const lease_options_t *options) {
         lease_t *lease = nullptr;
-        const std::int64_t millis = timeout ? timeout->count() : LEASE_WAIT_FOREVER;
-        detail::call(lease_manager_acquire, get(), name.c_str(), millis, options, &lease);
+        detail::call(lease_manager_acquire, get(), detail::text(name, "name"), detail::millis(timeout), options, &lease);
         return Lease(lease);
+    }
+    Pending acquire_start(const std::string &name, std::optional<std::chrono::milliseconds> timeout,
+                          const lease_options_t *options) {
+        lease_pending_t *pending = nullptr;
+        detail::call(lease_manager_acquire_start, get(), detail::text(name, "name"), detail::millis(timeout), options,
+                     &pending);
+        return Pending(pending);
     }
     std::optional<Lease> try_acquire(const std::string &name, const lease_options_t *options) {
         try {
-            return acquire(name, milliseconds(0), options);
+            return acquire(name, std::chrono::milliseconds(0), options);
         } catch (const Timeout &) {
             return std::nullopt;
         }
@@ -333,7 +443,7 @@ public:
 
     Fence() : handle_(lease_fence_new()) {}
     [[nodiscard]] Admitted admit(const std::string &name, std::int64_t token) {
-        detail::call(lease_fence_enter, handle_.get(), name.c_str(), token);
+        detail::call(lease_fence_enter, handle_.get(), detail::text(name, "name"), token);
         return Admitted(*this, name, token);
     }
 
@@ -341,6 +451,7 @@ private:
     detail::Owned<lease_fence_t, lease_fence_free> handle_;
 };
 
+} // inline namespace
 } // namespace lease
 
 #endif

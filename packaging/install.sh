@@ -2,7 +2,7 @@
 # Installs what `cargo build --release -p lease-ffi` built in the directory $1, under PREFIX, LIBDIR, INCLUDEDIR; all of
 # them within DESTDIR, if it is set.
 set -eu
-built=$1
+built=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
@@ -10,11 +10,21 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 soname=$(LC_ALL=C readelf -d "$built/liblease.so" | sed -n 's/.*(SONAME).*\[\(.*\)\]/\1/p')
 lib="${DESTDIR:-}$LIBDIR" include="${DESTDIR:-}$INCLUDEDIR"
 
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+# As the shared library, the static one defines no name but ours: a program may have an SQLite, or a Rust library, of its
+# own. Without what only a compiler of one version could use.
+"${LD:-ld}" -r --whole-archive "$built/liblease.a" -o "$work/lease.o"
+"${OBJCOPY:-objcopy}" --wildcard --keep-global-symbol='lease_*' --strip-debug \
+    --remove-section=.llvmbc --remove-section=.llvmcmd "$work/lease.o"
+"${AR:-ar}" rcs "$work/liblease.a" "$work/lease.o"
+"${OBJCOPY:-objcopy}" --strip-debug "$built/liblease.so" "$work/liblease.so"
+
 install -d "$lib/pkgconfig" "$lib/cmake/lease" "$include"
-install -m 755 "$built/liblease.so" "$lib/liblease.so.$version"
+install -m 755 "$work/liblease.so" "$lib/liblease.so.$version"
 ln -sf "liblease.so.$version" "$lib/$soname"
 ln -sf "$soname" "$lib/liblease.so"
-install -m 644 "$built/liblease.a" "$lib/liblease.a"
+install -m 644 "$work/liblease.a" "$lib/liblease.a"
 install -m 644 include/lease.h include/lease.hpp "$include/"
 
 fill() {

@@ -17,6 +17,8 @@ mod lease;
 mod log;
 mod manager;
 mod options;
+#[cfg(test)]
+mod panics;
 mod pending;
 mod record;
 mod version;

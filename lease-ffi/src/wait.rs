@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use lease_core::clock::Moment;
 use lease_core::{Error, ErrorKind, Result};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
@@ -83,7 +84,7 @@ pub(crate) fn wait<T>(
     if limit.is_none() && cancel.is_none() {
         return Ok(Waited::Done(futures_lite::future::block_on(future)));
     }
-    let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+    let deadline = limit.map(|limit| Moment::now() + limit);
     if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         return Ok(Waited::Done(done));
     }
@@ -94,7 +95,7 @@ pub(crate) fn wait<T>(
         if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return Ok(Waited::Done(done));
         }
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = deadline.map(|deadline| deadline.since(Moment::now()));
         if left.is_some_and(|left| left.is_zero()) {
             return Ok(Waited::TimedOut);
         }

@@ -4,12 +4,13 @@ use std::ffi::c_char;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::ptr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use lease_core::{Change, Changes, Error, ErrorKind};
+use lease_core::{CancellationToken, Change, Changes, Error, ErrorKind};
+use tokio::sync::Mutex;
 
 use crate::error::{lease_error_t, lease_status};
-use crate::handle::{export, find, insert, place, remove, text, timeout, value};
+use crate::handle::{export, find, insert, invalid, place, remove, text, timeout, value};
 use crate::manager::{lease_manager_t, manager};
 use crate::record::{lease_record_t, record};
 use crate::wait::{Waited, wait};
@@ -19,7 +20,12 @@ pub struct lease_watch_t {
     _private: [u8; 0],
 }
 
-struct Watch(Mutex<Changes>);
+struct Watch {
+    /// Locked by whoever waits for the next change; others wait for him no longer than they were told to.
+    changes: Mutex<Changes>,
+    /// Ends the waits of other threads when the handle is freed.
+    freed: CancellationToken,
+}
 
 /// Watches who holds a name. The first `lease_watch_next` tells who holds it now, each later one of a change; changes that follow
 /// each other faster than you read are merged into the last.
@@ -35,18 +41,19 @@ pub extern "C" fn lease_manager_watch(
     export(err, || {
         let out = place(out)?;
         let name = lease_core::Name::new(text(name, "name")?)?;
-        let handle = insert(Arc::new(Watch(Mutex::new(manager(m)?.watch(&*name)))))?;
+        let changes = Mutex::new(manager(m)?.watch(&*name));
+        let handle = insert(Arc::new(Watch { changes, freed: CancellationToken::new() }))?;
         // SAFETY: `place` checked it, and the caller gave the address of a variable.
         unsafe { out.write(handle) };
         Ok(())
     })
 }
 
-/// Waits for the next change: `*out` becomes the new holder's record, to be freed, or NULL when the name is free. One thread at a
-/// time; another waits for it.
+/// Waits for the next change: `*out` becomes the new holder's record, to be freed, or NULL when the name is free. `timeout_ms` is
+/// as for `lease_manager_acquire`. Each change is told to one thread: use one. Freeing the watch ends the wait.
 ///
 /// Errors: TIMEOUT when nothing changed in time; UNAVAILABLE, DENIED, INCOMPATIBLE: the next call tries again, a second later;
-/// CLOSED for good.
+/// CLOSED for good; INVALID, also when the watch was freed meanwhile; FORKED.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_watch_next(
     w: *mut lease_watch_t,
@@ -58,11 +65,16 @@ pub extern "C" fn lease_watch_next(
         let out = place(out)?;
         let limit = timeout(timeout_ms)?;
         let watch = find::<Watch>(w.cast(), "w", "lease_watch_t")?;
-        let mut changes = watch.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = pin!(poll_fn(|cx| changes.as_mut().poll_next(cx)));
-        let change = match wait(next, limit, None)? {
-            Waited::Done(Some(change)) => change?,
-            Waited::Done(None) => return Err(Error::new(ErrorKind::Closed, "the watch is over: open a new manager")),
+        let next = async {
+            let mut changes = watch.changes.lock().await;
+            poll_fn(|cx| changes.as_mut().poll_next(cx)).await
+        };
+        let change = match wait(pin!(watch.freed.run_until_cancelled(next)), limit, None)? {
+            Waited::Done(Some(Some(change))) => change?,
+            Waited::Done(Some(None)) => {
+                return Err(Error::new(ErrorKind::Closed, "the watch is over: open a new manager"));
+            }
+            Waited::Done(None) => return Err(invalid("w", "was freed meanwhile")),
             Waited::TimedOut | Waited::Cancelled => return Err(Error::new(ErrorKind::Timeout, "nothing changed")),
         };
         let handle = match change {
@@ -79,7 +91,7 @@ pub extern "C" fn lease_watch_next(
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_watch_free(w: *mut lease_watch_t) {
     value((), || {
-        remove::<Watch>(w.cast());
+        remove::<Watch>(w.cast())?.freed.cancel();
         None
     });
 }

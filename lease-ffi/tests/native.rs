@@ -1,85 +1,513 @@
-//! Builds the programs under `tests/c` and `tests/cpp` against the library, and runs them. Takes a C and a C++ compiler.
+//! The C library as its users get it: installed by `make install`, linked by programs in C and C++, and run.
+//!
+//! The programs are under `tests/c`, `tests/cpp` and `lease-ffi/examples`. A test whose tool this machine lacks is counted
+//! as ignored, and says what it needs; with `TEST_TOOLS=required` it fails. `make test-tools` gets them.
 
-use std::env;
+// Shared with the tests of the core, which use all of it.
+#[allow(dead_code)]
+#[path = "../../lease-core/tests/support/journal.rs"]
+mod journal;
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, LazyLock};
+use std::{env, fs};
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
+use libtest_mimic::{Arguments, Failed, Trial};
 
-/// Where cargo put `liblease.so`, which it builds before this test.
-fn libraries() -> PathBuf {
-    let test = env::current_exe().expect("a test knows where it is");
-    test.ancestors().nth(2).expect("tests are in target/…/deps").to_owned()
-}
+type Outcome<T = ()> = Result<T, Failed>;
 
-fn cc() -> String {
-    env::var("CC").unwrap_or_else(|_| "cc".into())
-}
+const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
+const CONTENDERS: usize = 50;
+const GRANTS: usize = 40;
 
-fn cxx() -> String {
-    env::var("CXX").unwrap_or_else(|_| "c++".into())
-}
-
-fn succeeded(what: &str, output: &Output) {
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{what}: {}\n{out}\n{err}", output.status);
-}
-
-/// Builds a program of `tests/` and runs it to its end.
-fn run(compiler: &str, standard: &str, source: &str) {
-    let program =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{standard}", source.replace(['/', '.'], "-")));
-    let library = libraries();
-    let mut cc = Command::new(compiler);
-    cc.arg(format!("-std={standard}")).args(["-g", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"]);
-    cc.arg("-I").arg(root().join("include")).arg(root().join("tests").join(source)).arg("-o").arg(&program);
-    cc.arg("-L").arg(&library).arg("-llease").arg(format!("-Wl,-rpath,{}", library.display()));
-    succeeded(source, &cc.output().unwrap_or_else(|error| panic!("{compiler} is needed: {error}")));
-    let output = Command::new("timeout").arg("120").arg(&program).output().expect("it can be run");
-    succeeded(source, &output);
-    assert!(String::from_utf8_lossy(&output.stdout).ends_with("ok\n"), "{source} did not come to its end");
-}
-
-#[test]
-fn every_function_does_what_the_header_says() {
-    run(&cc(), "c11", "c/surface.c");
-}
-
-#[test]
-fn the_classes_do_what_they_say_in_both_standards() {
-    for standard in ["c++17", "c++20"] {
-        run(&cxx(), standard, "cpp/surface.cpp");
-    }
-}
-
-#[test]
-fn the_header_is_clean_in_every_standard() {
-    for (language, standards) in [("c", &["c99", "c11", "c17"][..]), ("c++", &["c++17"])] {
-        for standard in standards {
-            let mut cc = Command::new(cc());
-            cc.args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-x", language]);
-            cc.arg(format!("-std={standard}")).arg("-I").arg(root().join("include"));
-            cc.arg(root().join("tests/c/header.c"));
-            succeeded(standard, &cc.output().expect("there is a C compiler"));
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = Trials::all();
+    let missing = trials.missing;
+    let conclusion = libtest_mimic::run(&arguments, trials.list);
+    if !arguments.list {
+        for tool in missing {
+            eprintln!("native: this machine lacks {tool}. make test-tools gets it, or says how to");
         }
     }
+    conclusion.exit_code()
 }
 
-/// Nothing of another name leaves the library: not the database that is built in, which a program may have too.
-#[test]
-fn only_our_names_are_exported() {
-    let output = Command::new("nm").args(["-D", "--defined-only"]).arg(libraries().join("liblease.so")).output();
-    let output = output.expect("nm comes with the C compiler");
-    succeeded("nm", &output);
-    let symbols = String::from_utf8_lossy(&output.stdout).into_owned();
-    let mut names: Vec<_> = symbols.lines().filter_map(|line| line.split(' ').nth(2)).collect();
-    names.sort_unstable();
-    let committed = include_str!("exports.txt");
-    assert_eq!(names, committed.lines().collect::<Vec<_>>(), "compare tests/exports.txt: names are only ever added");
-    let header = include_str!("../../include/lease.h");
-    for name in names {
-        assert!(header.contains(&format!("{name}(")), "{name} is not in the header");
+// ------------------------------------------------------------------------------- what is tested
+
+#[derive(Default)]
+struct Trials {
+    list: Vec<Trial>,
+    missing: BTreeSet<&'static str>,
+}
+
+impl Trials {
+    fn all() -> Self {
+        let mut all = Self::default();
+        let tools = Arc::new(Tools::find());
+        all.headers(&tools);
+        all.programs(&tools);
+        all.checked(&tools);
+        all.consumers(&tools);
+        all
     }
+
+    /// Adds a test. `needs` are the tools it cannot do without, and whether they are there.
+    fn add(
+        &mut self,
+        name: impl Into<String>,
+        needs: &[(&'static str, bool)],
+        test: impl FnOnce() -> Outcome + Send + 'static,
+    ) {
+        let name = name.into();
+        let lacks: Vec<_> = needs.iter().filter(|(_, found)| !found).map(|(tool, _)| *tool).collect();
+        let Some(first) = lacks.first() else {
+            self.list.push(Trial::test(name, test));
+            return;
+        };
+        self.missing.extend(&lacks);
+        let lack = format!("this machine lacks {first}");
+        let is_required = env::var("TEST_TOOLS").is_ok_and(|value| value == "required");
+        let trial = Trial::test(name, move || Err(Failed::from(lack)));
+        self.list.push(trial.with_kind(format!("lacks {first}")).with_ignored_flag(!is_required));
+    }
+
+    fn headers(&mut self, tools: &Arc<Tools>) {
+        for (who, compilers) in [("cc", Some(&tools.cc)), ("clang", tools.clang.as_ref())] {
+            for (file, language, standards) in [
+                ("lease.h", "c", &["c99", "c11", "c17"][..]),
+                ("lease.h", "c++", &["c++17", "c++20"][..]),
+                ("lease.hpp", "c++", &["c++17", "c++20"][..]),
+            ] {
+                for standard in standards {
+                    let compilers = compilers.cloned();
+                    let name = format!("header {file} {who} {standard}");
+                    let has_cxx = language == "c" || who == "clang" || tools.cxx;
+                    self.add(name, &[("clang", compilers.is_some()), (CXX, has_cxx)], move || {
+                        let scratch = Scratch::new(&format!("header-{file}-{who}-{standard}"))?;
+                        let source =
+                            scratch.file("only.c", &format!("#include <{file}>\nint main(void) {{ return 0; }}\n"))?;
+                        let compilers = compilers.expect("it was found");
+                        let mut compile = command(if language == "c" { &compilers.c } else { &compilers.cxx });
+                        compile.args(WARNINGS).args(["-Wconversion", "-Wshadow", "-c", "-x", language]);
+                        compile.arg(format!("-std={standard}")).arg("-I").arg(root().join("include")).arg(source);
+                        compile.arg("-o").arg(scratch.0.join("only.o"));
+                        run(&mut compile).map(drop)
+                    });
+                }
+            }
+        }
+        self.add("only our names are exported", &[], only_our_names);
+    }
+
+    fn programs(&mut self, tools: &Arc<Tools>) {
+        let uv = [("libuv (with pkg-config)", tools.uv.is_some())];
+        let ev = [("libev", tools.ev)];
+        let clang = [("clang", tools.clang.is_some())];
+        let uv_flags = tools.uv.clone().unwrap_or_default();
+        let program = |source| Program { source, standard: "c11", tools: tools.clone(), ..Program::default() };
+
+        self.program("surface", &[], program("tests/c/surface.c"));
+        self.program("surface, linked statically", &[], Program { is_static: true, ..program("tests/c/surface.c") });
+        self.program("surface, by clang", &clang, Program { with_clang: true, ..program("tests/c/surface.c") });
+        for standard in ["c++17", "c++20"] {
+            let surface = Program { standard, ..program("tests/cpp/surface.cpp") };
+            self.program(&format!("classes {standard}"), &[], surface.clone());
+            self.program(&format!("classes {standard}, by clang"), &clang, Program { with_clang: true, ..surface });
+            let loss = Program { standard, arguments: &["{dir}"], ..program("tests/cpp/loss.cpp") };
+            self.program(&format!("loss {standard}"), &[], loss);
+        }
+        self.program("loss", &[], Program { arguments: &["{dir}"], ..program("tests/c/loss.c") });
+        self.program("events: poll and epoll", &[], program("tests/c/events.c"));
+        self.program(
+            "events: libuv",
+            &uv,
+            Program { flags: uv_flags.clone(), standard: "gnu11", ..program("tests/c/events_uv.c") },
+        );
+        let flags = vec!["-lev".into()];
+        self.program("events: libev", &ev, Program { flags, ..program("tests/c/events_ev.c") });
+        self.program("handles", &[], Program { arguments: &["3000"], ..program("tests/c/handles.c") });
+        self.program("signals", &[], program("tests/c/signals.c"));
+        self.program("forks", &[], Program { arguments: &["{dir}"], ..program("tests/c/forks.c") });
+        for url in ["memory:", "sqlite:{dir}/jobs.db"] {
+            let arguments: &[&str] =
+                if url == "memory:" { &["memory:", "100000"] } else { &["sqlite:{dir}/jobs.db", "100000"] };
+            self.program(&format!("100,000 cycles {url}"), &[], Program { arguments, ..program("tests/c/cycles.c") });
+        }
+        for mode in ["threads", "processes", "unlocked"] {
+            let contention = Program { arguments: &["{mode}", "{dir}"], mode, ..program("tests/c/contention.c") };
+            self.add(format!("contention: {CONTENDERS} {mode}"), &[], move || contend(&contention, mode));
+        }
+
+        for (source, standard) in [("worker.c", "gnu11"), ("epoll.c", "gnu11"), ("worker.cpp", "c++20")] {
+            let path = format!("lease-ffi/examples/{source}").leak();
+            let example = Program { standard, arguments: &["sqlite:{dir}/jobs.db"], last: "done", ..program(path) };
+            self.program(&format!("example {source}"), &[], example);
+        }
+        let arguments: &[&str] = &["sqlite:{dir}/jobs.db"];
+        let libuv = Program { standard: "gnu11", ..program("lease-ffi/examples/libuv.c") };
+        self.program("example libuv.c", &uv, Program { flags: uv_flags, arguments, last: "done", ..libuv });
+    }
+
+    fn program(&mut self, name: &str, needs: &[(&'static str, bool)], program: Program) {
+        let has_compiler = !program.is_cxx() || program.with_clang || program.tools.cxx;
+        let needs = &[needs, &[(CXX, has_compiler)]].concat();
+        let scratch = name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
+        self.add(name, needs, move || program.run(&Scratch::new(&scratch)?).map(drop));
+    }
+
+    /// The same under tools that see what a test does not: memory that is lost, or used after it was freed.
+    fn checked(&mut self, tools: &Arc<Tools>) {
+        for (name, source, arguments) in [
+            ("surface", "tests/c/surface.c", &[][..]),
+            ("events", "tests/c/events.c", &[][..]),
+            ("handles", "tests/c/handles.c", &["40"][..]),
+            ("cycles memory", "tests/c/cycles.c", &["memory:", "300"][..]),
+            ("cycles sqlite", "tests/c/cycles.c", &["sqlite:{dir}/jobs.db", "300"][..]),
+            ("classes", "tests/cpp/surface.cpp", &[][..]),
+        ] {
+            let standard = if Path::new(source).extension() == Some(OsStr::new("cpp")) { "c++20" } else { "gnu11" };
+            let program = Program { source, arguments, standard, tools: tools.clone(), ..Program::default() };
+            let by_valgrind = Program { wrapper: VALGRIND, ..program.clone() };
+            self.program(&format!("valgrind: {name}"), &[("valgrind", tools.valgrind)], by_valgrind);
+            let flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"];
+            let sanitized = Program { flags: flags.map(str::to_owned).to_vec(), ..program };
+            self.program(&format!("ASan, LSan: {name}"), &[("ASan and LSan", tools.asan)], sanitized);
+        }
+    }
+
+    fn consumers(&mut self, tools: &Arc<Tools>) {
+        let pkg_config = [("pkg-config", tools.pkg_config.is_some())];
+        for is_static in [false, true] {
+            let (tools, how) = (tools.clone(), if is_static { "static" } else { "shared" });
+            self.add(format!("consumer by pkg-config, {how}"), &pkg_config, move || by_pkg_config(&tools, is_static));
+        }
+        let cmake = tools.cmake.clone();
+        self.add("consumer by find_package", &[("CMake", cmake.is_some())], move || {
+            by_cmake(&cmake.expect("it was found"))
+        });
+        self.add("make install within DESTDIR", &[], within_destdir);
+    }
+}
+
+const VALGRIND: &[&str] = &[
+    "valgrind",
+    "--quiet",
+    "--error-exitcode=9",
+    "--leak-check=full",
+    "--show-leak-kinds=definite,indirect",
+    "--errors-for-leak-kinds=definite,indirect",
+    "--fair-sched=yes",
+];
+
+fn only_our_names() -> Outcome {
+    let functions = include_str!("abi.txt").lines().filter_map(|line| line.split_once('('));
+    let words = functions.filter_map(|(before, _)| before.split([' ', '*']).next_back());
+    let expected: BTreeSet<_> = words.filter(|word| word.starts_with("lease_")).map(str::to_owned).collect();
+    for (file, option) in [("liblease.so", "-D"), ("liblease.a", "-g")] {
+        let mut nm = Command::new("nm");
+        nm.args([option, "--defined-only"]).arg(stage()?.join("lib").join(file));
+        let output = run(&mut nm)?;
+        let names = output.lines().filter_map(|line| line.split(' ').nth(2)).map(str::to_owned);
+        let names: BTreeSet<_> = names.collect();
+        if names != expected {
+            return Err(format!("{file}: {:?}", names.symmetric_difference(&expected)).into());
+        }
+    }
+    let mut readelf = Command::new("readelf");
+    readelf.env("LC_ALL", "C").arg("-d").arg(stage()?.join("lib/liblease.so"));
+    let dynamic = run(&mut readelf)?;
+    for wanted in ["SONAME", "NODELETE"] {
+        if !dynamic.contains(wanted) {
+            return Err(format!("liblease.so has no {wanted}:\n{dynamic}").into());
+        }
+    }
+    Ok(())
+}
+
+fn contend(program: &Program, mode: &str) -> Outcome {
+    let scratch = Scratch::new(&format!("contention-{mode}"))?;
+    program.run(&scratch)?;
+    let holdings = journal::read(&scratch.0)?;
+    let verdict = journal::judge(&holdings);
+    let is_clean = verdict.overlaps.is_empty() && verdict.disorder.is_empty();
+    let (grants, contenders) = (holdings.len(), verdict.shares.len());
+    if grants != CONTENDERS * GRANTS || contenders != CONTENDERS {
+        return Err(format!("{grants} grants to {contenders} contenders").into());
+    }
+    // Where no lease is taken, the journals have to show it: else they would show nothing elsewhere either.
+    if is_clean == (mode == "unlocked") {
+        return Err(format!("{verdict:#?}").into());
+    }
+    Ok(())
+}
+
+fn by_pkg_config(tools: &Tools, is_static: bool) -> Outcome {
+    let (stage, scratch) = (stage()?, Scratch::new(&format!("pkg-config-{is_static}"))?);
+    let mut flags = Command::new(tools.pkg_config.as_ref().expect("it was found"));
+    flags.env("PKG_CONFIG_PATH", stage.join("lib/pkgconfig")).args(["--cflags", "--libs", "lease >= 0.1"]);
+    flags.args(is_static.then_some("--static"));
+    let flags = run(&mut flags)?;
+    let program = scratch.0.join("consumer");
+    let mut compile = command(&tools.cc.c);
+    compile.arg(root().join("lease-ffi/examples/worker.c")).arg("-o").arg(&program);
+    // As users do who want the archive and not the shared library of the same name.
+    let flags =
+        flags.split_whitespace().map(|flag| if is_static && flag == "-llease" { "-l:liblease.a" } else { flag });
+    run(compile.args(flags).arg(format!("-Wl,-rpath,{}", stage.join("lib").display())))?;
+    ends_with(&run(Command::new(program).arg(scratch.url()))?, "done")
+}
+
+fn by_cmake(cmake: &Path) -> Outcome {
+    let scratch = Scratch::new("find-package")?;
+    let worker = root().join("lease-ffi/examples/worker.c");
+    let project = format!(
+        "cmake_minimum_required(VERSION 3.13)\nproject(consumer C)\nfind_package(lease 0.1 REQUIRED)\n\
+         foreach(kind lease lease_static)\n  add_executable(by_${{kind}} {})\n  \
+         target_link_libraries(by_${{kind}} PRIVATE lease::${{kind}})\nendforeach()\n\
+         find_package(lease 0.2 QUIET)\nif(lease_FOUND)\n  message(FATAL_ERROR \"0.2 is not there\")\nendif()\n",
+        worker.display()
+    );
+    scratch.file("CMakeLists.txt", &project)?;
+    let build = scratch.0.join("build");
+    let mut configure = Command::new(cmake);
+    configure.arg("-S").arg(&scratch.0).arg("-B").arg(&build).args(["-G", "Unix Makefiles"]);
+    configure.arg(format!("-DCMAKE_PREFIX_PATH={}", stage()?.display()));
+    let mut make = Command::new(cmake);
+    make.arg("--build").arg(&build);
+    run(&mut configure)?;
+    run(&mut make)?;
+    for kind in ["by_lease", "by_lease_static"] {
+        let mut consumer = Command::new(build.join(kind));
+        consumer.arg(scratch.url());
+        ends_with(&run(&mut consumer)?, "done")?;
+    }
+    Ok(())
+}
+
+/// For who makes a package: everything lies below DESTDIR, and knows only PREFIX.
+fn within_destdir() -> Outcome {
+    let scratch = Scratch::new("destdir")?;
+    stage()?;
+    let mut install = make("install");
+    install.arg("PREFIX=/opt/lease").arg(format!("DESTDIR={}", scratch.0.display()));
+    run(&mut install)?;
+    let lib = scratch.0.join("opt/lease/lib");
+    for file in ["liblease.a", "liblease.so", "cmake/lease/leaseConfig.cmake", "../include/lease.hpp"] {
+        if !lib.join(file).exists() {
+            return Err(format!("{file} was not installed").into());
+        }
+    }
+    let pc = fs::read_to_string(lib.join("pkgconfig/lease.pc"))?;
+    if !pc.contains("prefix=/opt/lease\n") || pc.contains(&*scratch.0.to_string_lossy()) {
+        return Err(format!("lease.pc:\n{pc}").into());
+    }
+    Ok(())
+}
+
+// ------------------------------------------------------------------------------- programs
+
+/// A program of ours, and how it is built and run.
+#[derive(Clone, Default)]
+struct Program {
+    source: &'static str,
+    standard: &'static str,
+    tools: Arc<Tools>,
+    with_clang: bool,
+    is_static: bool,
+    flags: Vec<String>,
+    wrapper: &'static [&'static str],
+    /// With `{dir}` for a directory of its own, and `{mode}`.
+    arguments: &'static [&'static str],
+    mode: &'static str,
+    /// Its last line, which shows that it came to its end; "ok" if empty.
+    last: &'static str,
+}
+
+impl Program {
+    fn is_cxx(&self) -> bool {
+        Path::new(self.source).extension() == Some(OsStr::new("cpp"))
+    }
+
+    /// Builds it against the installed library, runs it in two minutes, and gives what it printed.
+    fn run(&self, scratch: &Scratch) -> Outcome<String> {
+        let (source, lib) = (root().join(self.source), stage()?.join("lib"));
+        let compilers = if self.with_clang { self.tools.clang.as_ref().expect("it was found") } else { &self.tools.cc };
+        let program = scratch.0.join("program");
+        let mut compile = command(if self.is_cxx() { &compilers.cxx } else { &compilers.c });
+        compile.arg(format!("-std={}", self.standard)).args(WARNINGS).args(["-g", "-O1", "-pthread"]);
+        compile.arg("-I").arg(stage()?.join("include")).arg("-I").arg(root().join("tests/c"));
+        compile.arg(&source).arg("-o").arg(&program).arg("-L").arg(&lib);
+        if self.is_static {
+            compile.args(["-l:liblease.a", "-lm"]);
+        } else {
+            compile.arg("-llease").arg(format!("-Wl,-rpath,{}", lib.display()));
+        }
+        run(compile.args(&self.flags))?;
+
+        let mut run_it = Command::new("timeout");
+        run_it.arg("--kill-after=5").arg("120").args(self.wrapper).arg(program);
+        let dir = scratch.0.to_str().ok_or("the target directory is not UTF-8")?;
+        run_it.args(self.arguments.iter().map(|text| text.replace("{dir}", dir).replace("{mode}", self.mode)));
+        let printed = run(&mut run_it)?;
+        ends_with(&printed, if self.last.is_empty() { "ok" } else { self.last })?;
+        Ok(printed)
+    }
+}
+
+fn ends_with(printed: &str, last: &str) -> Outcome {
+    if printed.lines().next_back() == Some(last) {
+        return Ok(());
+    }
+    Err(format!("it did not come to its end:\n{printed}").into())
+}
+
+/// A directory of its own for each test, removed when it passes.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Outcome<Self> {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("native").join(name);
+        if path.exists() {
+            fs::remove_dir_all(&path)?;
+        }
+        fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+
+    fn file(&self, name: &str, text: &str) -> Outcome<PathBuf> {
+        let path = self.0.join(name);
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    fn url(&self) -> String {
+        format!("sqlite:{}", self.0.join("jobs.db").display())
+    }
+}
+
+/// Where the library is installed for these tests, once for all of them.
+fn stage() -> Outcome<&'static Path> {
+    static STAGE: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
+        let stage = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stage");
+        let mut install = make("install");
+        install.arg(format!("PREFIX={}", stage.display())).arg("DESTDIR=");
+        let installed = run(&mut install).map_err(|error| error.message().unwrap_or_default().to_owned());
+        installed.map(|_| stage)
+    });
+    STAGE.as_deref().map_err(|error| Failed::from(format!("make install failed: {error}")))
+}
+
+fn make(target: &str) -> Command {
+    let mut make = Command::new("make");
+    // Not as a part of the make that may have called us.
+    for variable in ["MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PREFIX", "LIBDIR", "INCLUDEDIR", "DESTDIR"] {
+        make.env_remove(variable);
+    }
+    make.arg("-C").arg(root()).arg(target);
+    make
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it lies in the workspace").to_owned()
+}
+
+// ------------------------------------------------------------------------------- tools
+
+/// A C and a C++ compiler, with the words that call them.
+#[derive(Clone, Default)]
+struct Compilers {
+    c: Vec<String>,
+    cxx: Vec<String>,
+}
+
+const CXX: &str = "a C++ compiler";
+
+#[derive(Default)]
+struct Tools {
+    cc: Compilers,
+    /// Whether `cc.cxx` is there: a bare machine may have C alone.
+    cxx: bool,
+    clang: Option<Compilers>,
+    pkg_config: Option<PathBuf>,
+    cmake: Option<PathBuf>,
+    valgrind: bool,
+    asan: bool,
+    /// What compiles and links a program of libuv.
+    uv: Option<Vec<String>>,
+    ev: bool,
+}
+
+impl Tools {
+    fn find() -> Self {
+        let words = |variable: &str, usual: &str| {
+            env::var(variable).unwrap_or_else(|_| usual.into()).split(' ').map(str::to_owned).collect()
+        };
+        let cc = Compilers { c: words("CC", "cc"), cxx: words("CXX", "c++") };
+        let cxx = run(command(&cc.cxx).arg("--version")).is_ok();
+        let asan = works(&cc.c, &["-fsanitize=address"], "int main(void) { return 0; }\n");
+        let ev = works(&cc.c, &["-lev"], "#include <ev.h>\nint main(void) { return ev_version_major() < 0; }\n");
+        let pkg_config = find("pkg-config").or_else(|| find("pkgconf"));
+        let uv = pkg_config.as_ref().and_then(|pkg_config| {
+            let flags = run(Command::new(pkg_config).args(["--cflags", "--libs", "libuv"])).ok()?;
+            Some(flags.split_whitespace().map(str::to_owned).collect())
+        });
+        let (clang, cmake, valgrind) = (Self::clang(), find("cmake"), find("valgrind").is_some());
+        Self { cc, cxx, clang, pkg_config, cmake, valgrind, asan, uv, ev }
+    }
+
+    /// Clang itself, or the one that Zig brings along.
+    fn clang() -> Option<Compilers> {
+        if find("clang").is_some() && find("clang++").is_some() {
+            return Some(Compilers { c: vec!["clang".into()], cxx: vec!["clang++".into()] });
+        }
+        let python = [find("python"), find("python3")]
+            .into_iter()
+            .flatten()
+            .find(|python| run(Command::new(python).args(["-m", "ziglang", "version"])).is_ok())?;
+        let python = python.to_str()?;
+        let zig = |command: &str| [python, "-m", "ziglang", command].map(str::to_owned).to_vec();
+        Some(Compilers { c: zig("cc"), cxx: zig("c++") })
+    }
+}
+
+/// A program of the directory of `make test-tools`, or of the PATH.
+fn find(program: &str) -> Option<PathBuf> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?;
+    let own = target.join("test-tools/bin");
+    let path = env::var_os("PATH").unwrap_or_default();
+    std::iter::once(own).chain(env::split_paths(&path)).map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
+/// Whether a program of this text can be built so and ends well.
+fn works(compiler: &[String], flags: &[&str], text: &str) -> bool {
+    let try_it = || -> Outcome {
+        let scratch = Scratch::new(&format!("works{}", flags.concat()))?;
+        let (source, program) = (scratch.file("works.c", text)?, scratch.0.join("works"));
+        let mut compile = command(compiler);
+        run(compile.arg("-w").arg(source).args(flags).arg("-o").arg(&program))?;
+        run(&mut Command::new(program)).map(drop)
+    };
+    try_it().is_ok()
+}
+
+fn command(words: &[String]) -> Command {
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
+    command
+}
+
+/// Runs it to its end, and gives what it printed.
+fn run(command: &mut Command) -> Outcome<String> {
+    // Cargo's own would come before the path that is in the program.
+    let said = command.env_remove("LD_LIBRARY_PATH").stdin(Stdio::null()).output();
+    let said = said.map_err(|error| format!("{command:?}: {error}"))?;
+    let (out, err) = (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    if said.status.success() {
+        return Ok(out.into_owned());
+    }
+    Err(format!("{command:?}: {}\n{out}\n{err}", said.status).into())
 }

@@ -1,20 +1,10 @@
 // The classes of lease.hpp: what they give, what they throw, what they clean up.
 #include <lease.hpp>
 
-#include <atomic>
-#include <cstdio>
-#include <cstdlib>
-#include <poll.h>
-#include <thread>
-#include <unistd.h>
+#include "check.h"
 
-#define CHECK(condition)                                                                   \
-    do {                                                                                   \
-        if (!(condition)) {                                                                \
-            std::fprintf(stderr, "%s:%d: does not hold: %s\n", __FILE__, __LINE__, #condition); \
-            std::exit(1);                                                                  \
-        }                                                                                  \
-    } while (0)
+#include <atomic>
+#include <thread>
 
 template <class Expected, class Body> void check_throws(Body body) {
     try {
@@ -56,22 +46,53 @@ int main() {
     lease::Lease lost = manager.acquire("lost");
     std::atomic<int> told{-1};
     lost.on_lost([&](lease::EndReason reason) { told = static_cast<int>(reason); });
-#if defined(__cpp_lib_jthread)
+#ifdef LEASE_HAS_STOP_TOKEN
     std::stop_token stop = lost.stop_token();
     CHECK(stop.stop_possible() && !stop.stop_requested());
-    std::jthread worker([stop] { while (!stop.stop_requested()) usleep(1000); });
+    CHECK(lost.stop_token() == stop);
+    std::jthread worker([stop] { while (!stop.stop_requested()) std::this_thread::yield(); });
 #endif
     manager.break_lease("lost", lost.token());
     check_throws<lease::Lost>([&] { lost.confirm(); });
-    pollfd polled{lost.cancelled_fd(), POLLIN, 0};
-    CHECK(poll(&polled, 1, 5000) == 1);
-#if defined(__cpp_lib_jthread)
+    CHECK(readable(lost.cancelled_fd(), 5000) == 1);
+#ifdef LEASE_HAS_STOP_TOKEN
     worker.join();
 #endif
-    for (int at = 0; at < 5000 && told < 0; at++) usleep(1000);
+    EVENTUALLY(told >= 0);
     CHECK(told == LEASE_END_GONE);
 
+    // What ends by this object ends the work that hangs on it.
+#ifdef LEASE_HAS_STOP_TOKEN
+    std::stop_token of_released, of_destroyed, of_replaced;
+    {
+        lease::Lease released = manager.acquire("released"), destroyed = manager.acquire("destroyed");
+        lease::Lease replaced = manager.acquire("replaced");
+        of_released = released.stop_token(), of_destroyed = destroyed.stop_token(), of_replaced = replaced.stop_token();
+        released.release();
+        CHECK(of_released.stop_requested() && !of_destroyed.stop_requested());
+        replaced = std::move(destroyed);
+        CHECK(of_replaced.stop_requested() && !of_destroyed.stop_requested() && replaced.is_held());
+        check_throws<lease::Invalid>([&] { destroyed.stop_token(); });
+    }
+    CHECK(of_destroyed.stop_requested());
+#endif
+
+    // An acquire that does not block, and a watch.
+    lease::Watch watch = manager.watch("loop");
+    CHECK(!watch.next(5s));
+    lease::Pending pending = manager.acquire_start("loop", 5s);
+    CHECK(readable(pending.fd(), 5000) == 1);
+    lease::Lease taken = pending.take();
+    CHECK(watch.next(5s)->token == taken.token());
+    check_throws<lease::Timeout>([&] { watch.next(20ms); });
+    check_throws<lease::Invalid>([&] { pending.take(); });
+
     check_throws<lease::Invalid>([] { lease::Manager("nowhere"); });
+    check_throws<lease::Invalid>([&] { manager.acquire(std::string("cut\0off", 7), 1s); });
+    check_throws<lease::Invalid>([&] { manager.acquire("negative", -1ms); });
+    check_throws<lease::Invalid>([&] { lease::Manager moved = std::move(manager); manager.ping(); });
+    lease::Manager again_open("memory:");
+    manager = std::move(again_open);
     check_throws<lease::Invalid>([&] { manager.acquire("", 1s); });
     check_throws<lease::Invalid>([] { lease::Options().set("tll", "1s"); });
     check_throws<lease::NotFound>([&] { manager.break_lease("nightly", 1); });

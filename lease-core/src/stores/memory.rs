@@ -69,15 +69,19 @@ impl MemoryStore {
         Self::on(Arc::default(), env)
     }
 
-    /// A store on the lines of that name, which live as long as one of this process uses them.
+    /// A store on the lines of that name, which live as long as one of this process uses them. A forked child begins with
+    /// none: what it inherited is a copy that nobody keeps.
     pub fn named(name: &str, env: Arc<dyn Environment>) -> Arc<Self> {
-        static NAMED: Mutex<Vec<(String, Weak<Mutex<Lines>>)>> = Mutex::new(Vec::new());
+        /// Of a process, a name.
+        type Named = (u32, String, Weak<Mutex<Lines>>);
+        static NAMED: Mutex<Vec<Named>> = Mutex::new(Vec::new());
+        let process = std::process::id();
         let mut named = lock(&NAMED);
-        named.retain(|(_, lines)| lines.strong_count() > 0);
-        let known = named.iter().find(|(known, _)| known == name).and_then(|(_, lines)| lines.upgrade());
+        named.retain(|(of, _, lines)| *of == process && lines.strong_count() > 0);
+        let known = named.iter().find(|(_, known, _)| known == name).and_then(|(_, _, lines)| lines.upgrade());
         let lines = known.unwrap_or_else(|| {
             let lines = Arc::default();
-            named.push((name.into(), Arc::downgrade(&lines)));
+            named.push((process, name.into(), Arc::downgrade(&lines)));
             lines
         });
         Self::on(lines, env)

@@ -18,14 +18,22 @@ use rustix::fs::{Access, AtFlags, CWD, FlockOperation, StatxFlags, accessat, fcn
 use rustix::io::Errno;
 
 use super::failure::Failure;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::runtime::lock;
 
 /// Device and inode: which file it is, whatever its path.
 type Identity = (u64, u64);
 
 /// By the gate file, which may outlive the database file beside it: its locks must be dropped by nobody but the last.
-static OPEN: Mutex<BTreeMap<Identity, (Arc<Files>, usize)>> = Mutex::new(BTreeMap::new());
+static OPEN: Mutex<BTreeMap<Identity, Open>> = Mutex::new(BTreeMap::new());
+
+struct Open {
+    files: Arc<Files>,
+    stores: usize,
+    /// A forked child inherits this entry and the descriptors, and none of the locks. So does `SQLite`: a connection of the
+    /// child would count on locks that it does not have, and another process would delete the log under it.
+    process: u32,
+}
 
 /// One store's share in the locks of a database file.
 pub(super) struct Gate {
@@ -83,10 +91,13 @@ impl Gate {
         // Looked at by its path: opening it, and closing it again, would drop the locks of a store that has it open.
         let known = rustix::fs::stat(beside(&path, "-gate")).ok().map(|stat| (stat.st_dev, stat.st_ino));
         let (files_identity, files) = if let Some(known) = known
-            && let Some((files, stores)) = open.get_mut(&known)
+            && let Some(entry) = open.get_mut(&known)
         {
-            *stores += 1;
-            (known, files.clone())
+            if entry.process != std::process::id() {
+                return Err(inherited(&path).into());
+            }
+            entry.stores += 1;
+            (known, entry.files.clone())
         } else {
             let side = |suffix| {
                 let side = beside(&path, suffix);
@@ -97,7 +108,7 @@ impl Gate {
             };
             let ((gate, identity), (live, _)) = (side("-gate")?, side("-live")?);
             let files = Arc::new(Files { gate, live, threads: Mutex::new(()) });
-            open.insert(identity, (files.clone(), 1));
+            open.insert(identity, Open { files: files.clone(), stores: 1, process: std::process::id() });
             (identity, files)
         };
         Ok(Self { path, mode, identity, files_identity, files: Some(files) })
@@ -163,9 +174,9 @@ impl Gate {
 impl Drop for Gate {
     fn drop(&mut self) {
         let mut open = lock(&OPEN);
-        let last = open.get_mut(&self.files_identity).is_some_and(|(_, stores)| {
-            *stores -= 1;
-            *stores == 0
+        let last = open.get_mut(&self.files_identity).is_some_and(|entry| {
+            entry.stores -= 1;
+            entry.stores == 0
         });
         if last {
             open.remove(&self.files_identity);
@@ -180,6 +191,15 @@ impl Drop for Entered<'_> {
         // Unlocking what is locked cannot fail.
         let _ = record_lock(self.gate, FlockOperation::NonBlockingUnlock);
     }
+}
+
+fn inherited(path: &Path) -> Error {
+    let message = format!(
+        "{} was open when this process was forked: open it in the child only, close its managers before the fork, or \
+         start the child with exec",
+        path.display()
+    );
+    Error::new(ErrorKind::Forked, message)
 }
 
 #[allow(clippy::useless_conversion, reason = "narrower on some machines")]
