@@ -1,1 +1,2 @@
+//! To be replaced below.
 fn main() {}

@@ -59,7 +59,7 @@ int main(int count, char **arguments) {
         if (epoll_wait(poller, &event, 1, -1) != 1) continue;
         if (event.data.fd == granted) {
             if (lease_pending_take(pending, &lease, &error) != LEASE_OK) die(error);
-            /* Before its _free: closing the descriptor does not always take it out of the poller. */
+            /* Before its _free: where a child of this process has inherited it, closing it leaves it in the poller. */
             epoll_ctl(poller, EPOLL_CTL_DEL, granted, NULL);
             lease_pending_free(pending);
             pending = NULL;

@@ -37,6 +37,10 @@ impl Ended {
     pub(crate) fn fd(&self) -> c_int {
         self.signal.as_fd().as_raw_fd()
     }
+
+    pub(crate) fn close(&self) {
+        self.signal.close();
+    }
 }
 
 impl Wake for Ended {

@@ -166,6 +166,10 @@ pub extern "C" fn lease_free(l: *mut lease_t) {
         let held = remove::<Held>(l.cast())?;
         held.callbacks.close();
         held.lease.abandon();
+        // Others may hold the lease a moment longer; the descriptor is gone when this returns.
+        if let Some(ended) = held.ended.get() {
+            ended.close();
+        }
         None
     });
 }

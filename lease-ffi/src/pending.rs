@@ -155,6 +155,7 @@ pub extern "C" fn lease_pending_free(p: *mut lease_pending_t) {
         // Now, though another thread may be in a call with it.
         let state = std::mem::replace(&mut *pending.state.lock().unwrap_or_else(PoisonError::into_inner), State::Taken);
         drop(state);
+        pending.signal.close();
         None
     });
 }

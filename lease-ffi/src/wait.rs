@@ -1,9 +1,9 @@
 //! How a calling thread waits for the core: with a time limit, and with a descriptor that ends the wait.
 
 use std::future::Future;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -14,29 +14,47 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use crate::handle::invalid;
 
 /// A descriptor that becomes readable once somebody signals it, and stays so.
-pub(crate) struct Signal(OwnedFd);
+pub(crate) struct Signal {
+    /// Whoever signals may do so late: then it is closed, and its number is another's.
+    open: Mutex<Option<OwnedFd>>,
+    number: RawFd,
+}
 
 impl Signal {
     pub(crate) fn new() -> Result<Self> {
-        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        fd.map(Self).map_err(|error| {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|error| {
             Error::new(ErrorKind::Limit, "cannot open an eventfd: raise the limit of open files").with_source(error)
-        })
+        })?;
+        Ok(Self { number: fd.as_raw_fd(), open: Mutex::new(Some(fd)) })
+    }
+
+    fn open(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn set(&self) {
-        // Full is as readable as it can be.
-        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+        if let Some(fd) = &*self.open() {
+            // Full is as readable as it can be.
+            let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
+        }
     }
 
     pub(crate) fn clear(&self) {
-        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+        if let Some(fd) = &*self.open() {
+            let _ = rustix::io::read(fd, &mut [0; 8]);
+        }
+    }
+
+    /// Closes it now, whoever else still knows it. Its owner does that last.
+    pub(crate) fn close(&self) {
+        self.open().take();
     }
 }
 
 impl AsFd for Signal {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        // SAFETY: only its owner closes it before it is dropped, and does not use it after that.
+        unsafe { BorrowedFd::borrow_raw(self.number) }
     }
 }
 

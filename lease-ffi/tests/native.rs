@@ -83,15 +83,14 @@ impl Trials {
                 ("lease.hpp", "c++", &["c++17", "c++20"][..]),
             ] {
                 for standard in standards {
-                    let compilers = compilers.cloned();
+                    let compiler = compilers.and_then(|compilers| compilers.of(language == "c++")).cloned();
                     let name = format!("header {file} {who} {standard}");
-                    let has_cxx = language == "c" || who == "clang" || tools.cxx;
-                    self.add(name, &[("clang", compilers.is_some()), (CXX, has_cxx)], move || {
+                    let needed = if who == "clang" { "clang" } else { CXX };
+                    self.add(name, &[(needed, compiler.is_some())], move || {
                         let scratch = Scratch::new(&format!("header-{file}-{who}-{standard}"))?;
                         let source =
                             scratch.file("only.c", &format!("#include <{file}>\nint main(void) {{ return 0; }}\n"))?;
-                        let compilers = compilers.expect("it was found");
-                        let mut compile = command(if language == "c" { &compilers.c } else { &compilers.cxx });
+                        let mut compile = command(&compiler.expect("it was found"));
                         compile.args(WARNINGS).args(["-Wconversion", "-Wshadow", "-c", "-x", language]);
                         compile.arg(format!("-std={standard}")).arg("-I").arg(root().join("include")).arg(source);
                         compile.arg("-o").arg(scratch.0.join("only.o"));
@@ -153,7 +152,7 @@ impl Trials {
     }
 
     fn program(&mut self, name: &str, needs: &[(&'static str, bool)], program: Program) {
-        let has_compiler = !program.is_cxx() || program.with_clang || program.tools.cxx;
+        let has_compiler = program.compilers().is_none_or(|compilers| compilers.of(program.is_cxx()).is_some());
         let needs = &[needs, &[(CXX, has_compiler)]].concat();
         let scratch = name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
         self.add(name, needs, move || program.run(&Scratch::new(&scratch)?).map(drop));
@@ -332,12 +331,16 @@ impl Program {
         Path::new(self.source).extension() == Some(OsStr::new("cpp"))
     }
 
+    fn compilers(&self) -> Option<&Compilers> {
+        if self.with_clang { self.tools.clang.as_ref() } else { Some(&self.tools.cc) }
+    }
+
     /// Builds it against the installed library, runs it in two minutes, and gives what it printed.
     fn run(&self, scratch: &Scratch) -> Outcome<String> {
         let (source, lib) = (root().join(self.source), stage()?.join("lib"));
-        let compilers = if self.with_clang { self.tools.clang.as_ref().expect("it was found") } else { &self.tools.cc };
+        let compiler = self.compilers().and_then(|compilers| compilers.of(self.is_cxx()));
         let program = scratch.0.join("program");
-        let mut compile = command(if self.is_cxx() { &compilers.cxx } else { &compilers.c });
+        let mut compile = command(compiler.expect("it was found"));
         compile.arg(format!("-std={}", self.standard)).args(WARNINGS).args(["-g", "-O1", "-pthread"]);
         compile.arg("-I").arg(stage()?.join("include")).arg("-I").arg(root().join("tests/c"));
         compile.arg(&source).arg("-o").arg(&program).arg("-L").arg(&lib);
@@ -417,11 +420,17 @@ fn root() -> PathBuf {
 
 // ------------------------------------------------------------------------------- tools
 
-/// A C and a C++ compiler, with the words that call them.
+/// A C and a C++ compiler, by the words that call them. A bare machine may have C alone.
 #[derive(Clone, Default)]
 struct Compilers {
     c: Vec<String>,
-    cxx: Vec<String>,
+    cxx: Option<Vec<String>>,
+}
+
+impl Compilers {
+    fn of(&self, is_cxx: bool) -> Option<&Vec<String>> {
+        if is_cxx { self.cxx.as_ref() } else { Some(&self.c) }
+    }
 }
 
 const CXX: &str = "a C++ compiler";
@@ -429,8 +438,6 @@ const CXX: &str = "a C++ compiler";
 #[derive(Default)]
 struct Tools {
     cc: Compilers,
-    /// Whether `cc.cxx` is there: a bare machine may have C alone.
-    cxx: bool,
     clang: Option<Compilers>,
     pkg_config: Option<PathBuf>,
     cmake: Option<PathBuf>,
@@ -444,10 +451,10 @@ struct Tools {
 impl Tools {
     fn find() -> Self {
         let words = |variable: &str, usual: &str| {
-            env::var(variable).unwrap_or_else(|_| usual.into()).split(' ').map(str::to_owned).collect()
+            env::var(variable).unwrap_or_else(|_| usual.into()).split(' ').map(str::to_owned).collect::<Vec<_>>()
         };
-        let cc = Compilers { c: words("CC", "cc"), cxx: words("CXX", "c++") };
-        let cxx = run(command(&cc.cxx).arg("--version")).is_ok();
+        let cxx = Some(words("CXX", "c++")).filter(|cxx| run(command(cxx).arg("--version")).is_ok());
+        let cc = Compilers { c: words("CC", "cc"), cxx };
         let asan = works(&cc.c, &["-fsanitize=address"], "int main(void) { return 0; }\n");
         let ev = works(&cc.c, &["-lev"], "#include <ev.h>\nint main(void) { return ev_version_major() < 0; }\n");
         let pkg_config = find("pkg-config").or_else(|| find("pkgconf"));
@@ -456,13 +463,13 @@ impl Tools {
             Some(flags.split_whitespace().map(str::to_owned).collect())
         });
         let (clang, cmake, valgrind) = (Self::clang(), find("cmake"), find("valgrind").is_some());
-        Self { cc, cxx, clang, pkg_config, cmake, valgrind, asan, uv, ev }
+        Self { cc, clang, pkg_config, cmake, valgrind, asan, uv, ev }
     }
 
     /// Clang itself, or the one that Zig brings along.
     fn clang() -> Option<Compilers> {
         if find("clang").is_some() && find("clang++").is_some() {
-            return Some(Compilers { c: vec!["clang".into()], cxx: vec!["clang++".into()] });
+            return Some(Compilers { c: vec!["clang".into()], cxx: Some(vec!["clang++".into()]) });
         }
         let python = [find("python"), find("python3")]
             .into_iter()
@@ -470,7 +477,7 @@ impl Tools {
             .find(|python| run(Command::new(python).args(["-m", "ziglang", "version"])).is_ok())?;
         let python = python.to_str()?;
         let zig = |command: &str| [python, "-m", "ziglang", command].map(str::to_owned).to_vec();
-        Some(Compilers { c: zig("cc"), cxx: zig("c++") })
+        Some(Compilers { c: zig("cc"), cxx: Some(zig("c++")) })
     }
 }
 

@@ -82,8 +82,8 @@ int main(int count, char **arguments) {
     CHECK(entries("/proc/self/fd") == fds);
     EVENTUALLY(entries("/proc/self/task") == threads);
     printf("%d cycles, grown by %ld KiB\n", cycles, grown);
-    /* A byte a cycle would be 100 KiB of 100,000. What an allocator keeps back for its threads is a few pages. */
-    CHECK(grown <= 512 || cycles < 10000);
+    /* A leak takes at least 32 bytes of malloc's a cycle. What it keeps back for its threads does not grow with them. */
+    CHECK(grown <= (long)cycles * 16 / 1024 || cycles < 100000);
     puts("ok");
     return 0;
 }
