@@ -30,6 +30,7 @@ use rusqlite::{Connection, params};
 use rustix::fs::{FlockOperation, flock};
 use rustix::time::{ClockId, clock_gettime};
 use support::journal::{self, End, Journal, judge, percentile};
+use support::measure::{Aim, Effort, Outcome, head, in_turns, median, nanos, per_operation, print_row, rates, row};
 use support::process::{Worker, told, within};
 use support::scratch::Scratch;
 
@@ -39,8 +40,6 @@ const TASKS: usize = 50;
 const HELD: usize = 10_000;
 /// Whatever takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 fn main() -> Outcome {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -60,24 +59,8 @@ fn main() -> Outcome {
     }
 }
 
-struct Effort {
-    rounds: usize,
-    /// Operations a round, of those that take nanoseconds; others do a part of it.
-    operations: u32,
-    /// A round of those that are measured by time.
-    round: Duration,
-    /// How long 10,000 leases are held.
-    held_seconds: u32,
-}
-
-impl Effort {
-    const FULL: Self = Self { rounds: 9, operations: 50_000, round: Duration::from_secs(1), held_seconds: 10 };
-    const QUICK: Self = Self { rounds: 3, operations: 10_000, round: Duration::from_millis(300), held_seconds: 4 };
-}
-
 fn figures(effort: &Effort) -> Outcome {
-    println!("{} rounds each, in turns; medians. Ratio: measured / floor.\n", effort.rounds);
-    print_row("row", "floor", "", "measured", "ratio", "aim");
+    head(effort);
     memory_pair(effort)?;
     tasks(effort)?;
     check(effort)?;
@@ -416,30 +399,6 @@ fn holder(url: &str, seconds: &str) -> Outcome {
     Ok(manager.close()?)
 }
 
-// ------------------------------------------------------------------------------- how it is measured
-
-/// The median time of an operation of each, one round of each in turns.
-fn in_turns<const N: usize>(
-    effort: &Effort,
-    mut subjects: [&mut dyn FnMut() -> Outcome<Duration>; N],
-) -> Outcome<[Duration; N]> {
-    let mut times = [const { Vec::new() }; N];
-    for _ in 0..effort.rounds {
-        for (subject, times) in subjects.iter_mut().zip(&mut times) {
-            times.push(subject()?);
-        }
-    }
-    Ok(times.map(|mut times| median(&mut times)))
-}
-
-fn per_operation(operations: u32, mut operation: impl FnMut(u32) -> Outcome) -> Outcome<Duration> {
-    let began = Instant::now();
-    for at in 0..operations {
-        operation(at)?;
-    }
-    Ok(nanos(began.elapsed().as_secs_f64() * 1e9 / f64::from(operations)))
-}
-
 /// The time between two grants while tasks contend. Notes how unequal their shares were.
 fn hand_over<F>(
     runtime: &tokio::runtime::Runtime,
@@ -471,40 +430,4 @@ where
     let (least, most) = (shares.iter().min(), shares.iter().max());
     unequal.push(f64::from(*most.unwrap_or(&0)) / f64::from(*least.unwrap_or(&0)));
     Ok(nanos(began.elapsed().as_secs_f64() * 1e9 / f64::from(shares.iter().sum::<u32>())))
-}
-
-/// With fractions of a nanosecond rounded: the cheapest row is tens of them.
-fn nanos(nanos: f64) -> Duration {
-    Duration::from_secs_f64(nanos / 1e9)
-}
-
-fn median<T: PartialOrd + Copy>(values: &mut [T]) -> T {
-    values.sort_by(|a, b| a.partial_cmp(b).expect("no NaN was measured"));
-    values[values.len() / 2]
-}
-
-#[derive(Clone, Copy)]
-enum Aim {
-    None,
-    AtMost(f64),
-}
-
-fn row(what: &str, floor_is: &str, floor: Duration, measured: Duration, aim: Aim) {
-    let ratio = measured.as_secs_f64() / floor.as_secs_f64();
-    let aim = match aim {
-        Aim::None => "-".into(),
-        Aim::AtMost(most) => format!("<= {most}{}", if ratio <= most { "" } else { "  missed" }),
-    };
-    let (floor, measured) = (format!("{floor:.1?}"), format!("{measured:.1?}"));
-    print_row(what, floor_is, &floor, &measured, &format!("{ratio:.2}"), &aim);
-}
-
-fn rates(what: &str, floor_is: &str, floor: f64, measured: f64, least: f64) {
-    let ratio = measured / floor;
-    let aim = format!(">= {least}{}", if ratio >= least { "" } else { "  missed" });
-    print_row(what, floor_is, &format!("{floor:.0}/s"), &format!("{measured:.0}/s"), &format!("{ratio:.3}"), &aim);
-}
-
-fn print_row(what: &str, floor_is: &str, floor: &str, measured: &str, ratio: &str, aim: &str) {
-    println!("{what:<38} {floor_is:<30} {floor:>11} {measured:>16} {ratio:>8}   {aim}");
 }

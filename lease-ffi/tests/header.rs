@@ -65,8 +65,8 @@ fn what_programs_were_compiled_with_is_still_there() {
     let gone: Vec<_> = was.difference(&is).collect();
     assert!(gone.is_empty(), "compiled programs rely on these: {gone:#?}");
     if is_blessed() {
-        let text: String = is.iter().map(|one| format!("{one}\n")).collect();
-        fs::write(&path, text).expect("abi.txt can be written");
+        let lines: Vec<_> = is.iter().map(String::as_str).collect();
+        fs::write(&path, lines.join("\n") + "\n").expect("abi.txt can be written");
     } else {
         let new: Vec<_> = is.difference(&was).collect();
         assert!(new.is_empty(), "new; if they are to stay for ever, run make header: {new:#?}");
