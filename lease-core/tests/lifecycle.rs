@@ -1126,3 +1126,35 @@ async fn own_stores_are_welcome() {
     let late = rig.manager.acquire("n").timeout(Duration::from_secs(1)).await;
     assert_eq!(kind(late), ErrorKind::Timeout);
 }
+
+/// For bindings: a lease that is shared is given up without being dropped, and leaves nothing behind.
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_lease_leaves_the_line() {
+    let rig = Rig::new().await;
+    let lease = rig.lease().await;
+    lease.abandon();
+    assert_eq!(lease.end_reason(), Some(EndReason::Released));
+    rig.empties().await;
+    lease.abandon();
+    lease.give_back().await.expect("harmless when repeated");
+}
+
+/// Options by their text are those of the methods, and what is not an acquire's is refused.
+#[tokio::test(start_paused = true)]
+async fn options_by_text() {
+    let rig = Rig::new().await;
+    let lease = rig.manager.acquire("n").option("ttl", "15s").unwrap().option("owner", "me").unwrap();
+    let lease = lease.option("timeout", "1s").unwrap().await.unwrap();
+    assert_eq!((lease.ttl(), lease.owner()), (Duration::from_secs(15), "me"));
+    for (key, value, says) in [
+        ("tll", "1s", "did you mean \"ttl\""),
+        ("ttl", "15", "number and a unit"),
+        ("request_timeout", "1s", "the manager's"),
+    ] {
+        let error = rig.manager.acquire("n").option(key, value).map(drop).unwrap_err();
+        assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains(says), "{error}");
+    }
+    assert!(Manager::builder().option("ttl", "1s").open().await.is_err(), "no URL");
+    lease_core::Builder::check_option("ttl", "1s").unwrap();
+    assert_eq!(lease_core::Builder::check_option("ttl", "soon").unwrap_err().kind(), ErrorKind::Invalid);
+}

@@ -338,3 +338,49 @@ fn closing_is_bounded_though_a_waker_is_stuck() {
     block_on(other.close()).unwrap();
     no_thread_is_left();
 }
+
+/// Callbacks have a thread of their own: one that blocks and calls the library back delays no renewal and no other wake-up.
+#[test]
+fn a_callback_may_block_and_call_back() {
+    let _alone = alone();
+    let (manager, other) =
+        (block_on(Manager::open("memory:call")).unwrap(), block_on(Manager::open("memory:call")).unwrap());
+    let acquire = |name: &str| block_on(manager.acquire(name).ttl(Duration::from_millis(300)).into_future()).unwrap();
+    let (lost, kept) = (acquire("lost"), acquire("kept"));
+    let (told, reasons) = std::sync::mpsc::channel();
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    lost.on_end({
+        let (told, manager) = (told.clone(), manager.clone());
+        move |reason| {
+            let thread = thread::current().name().map(str::to_owned);
+            // A call that waits for the library's thread, from within.
+            let again = block_on(manager.acquire("lost").timeout(Duration::from_secs(10)).into_future());
+            told.send((reason, thread, again.is_ok())).unwrap();
+            let _ = gate.recv();
+        }
+    });
+    block_on(other.break_lease("lost", lost.token())).unwrap();
+    let (reason, thread, again) = reasons.recv_timeout(Duration::from_secs(10)).expect("the callback runs");
+    assert!(reason.is_loss() && again, "{reason:?}");
+    assert_eq!(thread.as_deref(), Some("lease-call"));
+
+    // It still blocks, and another lease is renewed past its ttl.
+    assert!(block_on(manager.acquire("kept").timeout(Duration::from_millis(700)).into_future()).is_err());
+    assert!(kept.is_held());
+
+    // A lease that had ended before is told too, and one's own release with its reason.
+    kept.on_end({
+        let told = told.clone();
+        move |reason| told.send((reason, None, true)).unwrap()
+    });
+    block_on(kept.give_back()).unwrap();
+    block_on(kept.give_back()).unwrap();
+    drop(open);
+    assert_eq!(reasons.recv_timeout(Duration::from_secs(10)).unwrap().0, lease_core::EndReason::Released);
+    lost.on_end(move |reason| told.send((reason, None, true)).unwrap());
+    assert!(reasons.recv_timeout(Duration::from_secs(10)).unwrap().0.is_loss());
+    drop((lost, kept));
+    block_on(manager.close()).unwrap();
+    block_on(other.close()).unwrap();
+    no_thread_is_left();
+}

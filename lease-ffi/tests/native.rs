@@ -52,6 +52,7 @@ impl Trials {
         all.programs(&tools);
         all.checked(&tools);
         all.consumers(&tools);
+        all.readme(&tools);
         all
     }
 
@@ -149,6 +150,31 @@ impl Trials {
         let arguments: &[&str] = &["sqlite:{dir}/jobs.db"];
         let libuv = Program { standard: "gnu11", ..program("lease-ffi/examples/libuv.c") };
         self.program("example libuv.c", &uv, Program { flags: uv_flags, arguments, last: "done", ..libuv });
+    }
+
+    /// What README.md shows is what works.
+    fn readme(&mut self, tools: &Arc<Tools>) {
+        for (language, compiler) in [("c", tools.cc.of(false)), ("cpp", tools.cc.of(true))] {
+            let compiler = compiler.cloned();
+            self.add(format!("README.md in {language}"), &[(CXX, compiler.is_some())], move || {
+                let scratch = Scratch::new(&format!("readme-{language}"))?;
+                let readme = fs::read_to_string(root().join("README.md"))?;
+                let text = readme.split_once(&format!("```{language}\n")).and_then(|(_, rest)| rest.split_once("```"));
+                let (text, _) = text.ok_or("README.md has no such program")?;
+                let (source, program) =
+                    (scratch.file(&format!("nightly.{language}"), text)?, scratch.0.join("nightly"));
+                let (include, lib) = (stage()?.join("include"), stage()?.join("lib"));
+                let mut compile = command(&compiler.expect("it was found"));
+                compile.args(WARNINGS).arg(source).arg("-o").arg(&program).arg("-I").arg(include).arg("-L").arg(&lib);
+                run(compile.args(["-llease", &format!("-Wl,-rpath,{}", lib.display())]))?;
+                let printed = run(Command::new(program).current_dir(&scratch.0))?;
+                if printed.lines().count() == 3 {
+                    ends_with(&printed, "row 2 under fence 1")
+                } else {
+                    Err(printed.into())
+                }
+            });
+        }
     }
 
     fn program(&mut self, name: &str, needs: &[(&'static str, bool)], program: Program) {
