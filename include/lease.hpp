@@ -10,7 +10,8 @@
  *     held.release();               // else the destructor does, in the background
  *
  * An object is used as one of C is: from many threads at once, except that moving and destroying it are the owner's alone.
- * What the functions promise is in lease.h. One that was moved from throws Invalid.
+ * What the functions promise is in lease.h. The functions of an object that was moved from throw Invalid; those that are noexcept
+ * give what lease.h says of a handle that is none.
  */
 #ifndef LEASE_HPP
 #define LEASE_HPP
@@ -38,12 +39,6 @@
 #endif
 
 namespace lease {
-// A lease of a program's C++20 part is another class than one of its C++17 part, and the linker says so.
-#ifdef LEASE_HAS_STOP_TOKEN
-inline namespace with_stop_token {
-#else
-inline namespace without_stop_token {
-#endif
 
 /** Why a lease ended. */
 enum class EndReason : std::int32_t {
@@ -75,7 +70,7 @@ public:
     bool is_in_doubt() const noexcept { return in_doubt_; }
     /** The name it was about, or empty. */
     const std::string &name() const noexcept { return name_; }
-    /** After a timeout: who held the name. Else empty. */
+    /** After a timeout: who held the name, if that is known. Else empty. */
     const std::string &holder() const noexcept { return holder_; }
     /** Why the lease ended, when that is the error. */
     std::optional<EndReason> reason() const noexcept {
@@ -163,6 +158,12 @@ inline std::int64_t millis(std::optional<std::chrono::milliseconds> timeout) {
     return timeout->count();
 }
 
+/** What a lease_..._new gave. */
+template <class Handle> Handle *given(Handle *handle) {
+    if (handle == nullptr) throw Limit(LEASE_ERR_LIMIT, "too many handles are in use: free some");
+    return handle;
+}
+
 template <auto Free> struct Freeing {
     template <class Handle> void operator()(Handle *handle) const noexcept { Free(handle); }
 };
@@ -173,7 +174,7 @@ template <class Handle, auto Free> using Owned = std::unique_ptr<Handle, Freeing
 /** Options of an open or an acquire: Options().set("ttl", "15s"). */
 class Options {
 public:
-    Options() : handle_(lease_options_new()) {}
+    Options() : handle_(detail::given(lease_options_new())) {}
     Options &set(const std::string &key, const std::string &value) {
         detail::call(lease_options_set, handle_.get(), detail::text(key, "key"), detail::text(value, "value"));
         return *this;
@@ -183,7 +184,11 @@ public:
         detail::call(lease_options_set_cancel_fd, handle_.get(), fd);
         return *this;
     }
-    const lease_options_t *get() const noexcept { return handle_.get(); }
+    const lease_options_t *get() const {
+        // NULL is no options to C.
+        if (!handle_) throw Invalid(LEASE_ERR_INVALID, "these options were moved from");
+        return handle_.get();
+    }
 
 private:
     detail::Owned<lease_options_t, lease_options_free> handle_;
@@ -202,6 +207,63 @@ struct Record {
           held_for(lease_record_held_ms(record)), ttl(lease_record_ttl_ms(record)),
           waiting(lease_record_waiting(record)) {}
 };
+
+/** Who holds a name, again whenever it changes. */
+class Watch {
+public:
+    explicit Watch(lease_watch_t *handle) : handle_(handle) {}
+
+    /** Waits for the next change; nothing when the name is free. The first tells who holds it now. Throws Timeout. */
+    std::optional<Record> next(std::optional<std::chrono::milliseconds> timeout = std::nullopt) {
+        lease_record_t *record = nullptr;
+        detail::call(lease_watch_next, handle_.get(), detail::millis(timeout), &record);
+        if (record == nullptr) return std::nullopt;
+        detail::Owned<lease_record_t, lease_record_free> owned(record);
+        return Record(record);
+    }
+
+private:
+    detail::Owned<lease_watch_t, lease_watch_free> handle_;
+};
+
+/** Guards a resource of this process: `auto admitted = fence.admit(name, token);` over the write. Throws Lost. */
+class Fence {
+public:
+    /** A write under way, until it is destroyed. */
+    class Admitted {
+    public:
+        Admitted(lease_fence_t *fence, std::string name, std::int64_t token)
+            : fence_(fence), name_(std::move(name)), token_(token) {}
+        Admitted(Admitted &&other) noexcept
+            : fence_(std::exchange(other.fence_, nullptr)), name_(std::move(other.name_)), token_(other.token_) {}
+        Admitted &operator=(Admitted &&) = delete;
+        ~Admitted() {
+            // A handle, which may be stale: the fence may be gone.
+            if (fence_ != nullptr) lease_fence_leave(fence_, name_.c_str(), token_, nullptr);
+        }
+
+    private:
+        lease_fence_t *fence_;
+        std::string name_;
+        std::int64_t token_;
+    };
+
+    Fence() : handle_(detail::given(lease_fence_new())) {}
+    [[nodiscard]] Admitted admit(const std::string &name, std::int64_t token) {
+        detail::call(lease_fence_enter, handle_.get(), detail::text(name, "name"), token);
+        return Admitted(handle_.get(), name, token);
+    }
+
+private:
+    detail::Owned<lease_fence_t, lease_fence_free> handle_;
+};
+
+// A lease of the part of a program that is C++20 is another class than one of its C++17 part, and the linker says so.
+#ifdef LEASE_HAS_STOP_TOKEN
+inline namespace with_stop_token {
+#else
+inline namespace without_stop_token {
+#endif
 
 /** A name that is yours, as long as is_held() says so. The destructor releases it in the background. */
 class Lease {
@@ -228,6 +290,7 @@ public:
     std::chrono::milliseconds remaining() const noexcept {
         return std::chrono::milliseconds(lease_remaining_ms(get()));
     }
+    /** Why it ended; nothing while it is held. */
     std::optional<EndReason> end_reason() const noexcept {
         const std::int32_t reason = lease_end_reason(get());
         return reason < 0 ? std::nullopt : std::optional<EndReason>(static_cast<EndReason>(reason));
@@ -242,7 +305,7 @@ public:
         detail::call(lease_cancelled_fd, get(), &fd);
         return fd;
     }
-    /** Asks the store. */
+    /** Asks the store. Throws Lost; Unavailable when it does not answer: then it is held still, until its time is up. */
     void confirm() { detail::call(lease_confirm, get()); }
     /** Calls back once, on a thread of the library, if it is lost. The callback must not throw. */
     void on_lost(std::function<void(EndReason)> callback) {
@@ -250,19 +313,26 @@ public:
         // The library frees it in every case, a failure included.
         detail::call(lease_on_lost, get(), &Lease::lost, static_cast<void *>(data), &Lease::free_callback);
     }
-    /** Gives it back. Throws Lost if it had been lost before. */
+    /**
+     * Gives it back. Throws Lost if it had been lost before; Unavailable, in doubt, if the store could not be told: then it
+     * expires. Harmless when repeated.
+     */
     void release() {
         request_stop();
         detail::call(lease_release, get());
     }
 
 #ifdef LEASE_HAS_STOP_TOKEN
-    /** Stop is requested when it is lost, and when this object releases it or is destroyed. */
+    /**
+     * Stop is requested when it is lost, and when this object releases it or is destroyed. Closing the manager, which is the
+     * holder's own act, ends the lease without: join the work first.
+     */
     std::stop_token stop_token() {
         if (!stop_) throw Invalid(LEASE_ERR_INVALID, "this lease was moved from");
         std::call_once(stop_->linked, [this] {
             on_lost([stop = stop_->source](EndReason) mutable { stop.request_stop(); });
         });
+        if (!is_held()) request_stop();
         return stop_->source.get_token();
     }
 #endif
@@ -313,40 +383,24 @@ private:
     detail::Owned<lease_pending_t, lease_pending_free> handle_;
 };
 
-/** Who holds a name, again whenever it changes. */
-class Watch {
-public:
-    explicit Watch(lease_watch_t *handle) : handle_(handle) {}
-
-    /** Waits for the next change; nothing when the name is free. The first tells who holds it now. Throws Timeout. */
-    std::optional<Record> next(std::optional<std::chrono::milliseconds> timeout = std::nullopt) {
-        lease_record_t *record = nullptr;
-        detail::call(lease_watch_next, handle_.get(), detail::millis(timeout), &record);
-        if (record == nullptr) return std::nullopt;
-        detail::Owned<lease_record_t, lease_record_free> owned(record);
-        return Record(record);
-    }
-
-private:
-    detail::Owned<lease_watch_t, lease_watch_free> handle_;
-};
-
-/** A manager of leases on one store. The destructor closes it. */
+/** A manager of leases on one store. The destructor closes it: that releases every lease, and may take 5 s. */
 class Manager {
 public:
-    explicit Manager(const std::string &url) : Manager(url, nullptr) {}
-    Manager(const std::string &url, const Options &options) : Manager(url, options.get()) {}
+    /** Of the URL in the variable LEASE_URL. */
+    Manager() : Manager(nullptr, nullptr) {}
+    explicit Manager(const std::string &url) : Manager(detail::text(url, "url"), nullptr) {}
+    Manager(const std::string &url, const Options &options) : Manager(detail::text(url, "url"), options.get()) {}
 
     /** Waits until the name is yours; no timeout waits for ever. Throws Timeout. */
-    Lease acquire(const std::string &name, std::optional<std::chrono::milliseconds> timeout = std::nullopt) {
+    [[nodiscard]] Lease acquire(const std::string &name, std::optional<std::chrono::milliseconds> timeout = std::nullopt) {
         return acquire(name, timeout, nullptr);
     }
-    Lease acquire(const std::string &name, std::optional<std::chrono::milliseconds> timeout, const Options &options) {
+    [[nodiscard]] Lease acquire(const std::string &name, std::optional<std::chrono::milliseconds> timeout, const Options &options) {
         return acquire(name, timeout, options.get());
     }
     /** One attempt: nothing when somebody else holds the name. */
-    std::optional<Lease> try_acquire(const std::string &name) { return try_acquire(name, nullptr); }
-    std::optional<Lease> try_acquire(const std::string &name, const Options &options) {
+    [[nodiscard]] std::optional<Lease> try_acquire(const std::string &name) { return try_acquire(name, nullptr); }
+    [[nodiscard]] std::optional<Lease> try_acquire(const std::string &name, const Options &options) {
         return try_acquire(name, options.get());
     }
     /** Who holds the name; nothing when it is free. */
@@ -374,10 +428,10 @@ public:
         return Watch(watch);
     }
     /** As acquire, without waiting: take the lease when the descriptor is readable. */
-    Pending acquire_start(const std::string &name, std::optional<std::chrono::milliseconds> timeout = std::nullopt) {
+    [[nodiscard]] Pending acquire_start(const std::string &name, std::optional<std::chrono::milliseconds> timeout = std::nullopt) {
         return acquire_start(name, timeout, nullptr);
     }
-    Pending acquire_start(const std::string &name, std::optional<std::chrono::milliseconds> timeout,
+    [[nodiscard]] Pending acquire_start(const std::string &name, std::optional<std::chrono::milliseconds> timeout,
                           const Options &options) {
         return acquire_start(name, timeout, options.get());
     }
@@ -392,10 +446,10 @@ private:
         lease_manager_close(manager, nullptr);
         lease_manager_free(manager);
     }
-    Manager(const std::string &url, const lease_options_t *options) {
+    Manager(const char *url, const lease_options_t *options) {
         detail::call(lease_version_check, static_cast<std::uint32_t>(LEASE_VERSION_NUMBER));
         lease_manager_t *manager = nullptr;
-        detail::call(lease_manager_open, detail::text(url, "url"), options, &manager);
+        detail::call(lease_manager_open, url, options, &manager);
         handle_.reset(manager);
     }
     Lease acquire(const std::string &name, std::optional<std::chrono::milliseconds> timeout, const lease_options_t *options) {
@@ -419,36 +473,6 @@ private:
     }
 
     detail::Owned<lease_manager_t, close_and_free> handle_;
-};
-
-/** Guards a resource of this process: `auto admitted = fence.admit(name, token);` over the write. Throws Lost. */
-class Fence {
-public:
-    class Admitted {
-    public:
-        Admitted(Fence &fence, std::string name, std::int64_t token)
-            : fence_(&fence), name_(std::move(name)), token_(token) {}
-        Admitted(Admitted &&other) noexcept
-            : fence_(std::exchange(other.fence_, nullptr)), name_(std::move(other.name_)), token_(other.token_) {}
-        Admitted &operator=(Admitted &&) = delete;
-        ~Admitted() {
-            if (fence_ != nullptr) lease_fence_leave(fence_->handle_.get(), name_.c_str(), token_, nullptr);
-        }
-
-    private:
-        Fence *fence_;
-        std::string name_;
-        std::int64_t token_;
-    };
-
-    Fence() : handle_(lease_fence_new()) {}
-    [[nodiscard]] Admitted admit(const std::string &name, std::int64_t token) {
-        detail::call(lease_fence_enter, handle_.get(), detail::text(name, "name"), token);
-        return Admitted(*this, name, token);
-    }
-
-private:
-    detail::Owned<lease_fence_t, lease_fence_free> handle_;
 };
 
 } // inline namespace

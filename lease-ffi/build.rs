@@ -1,7 +1,6 @@
 //! How the shared library is linked: its SONAME, and that it is never unloaded.
 
 use std::env;
-use std::path::Path;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -14,12 +13,4 @@ fn main() {
     println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,{soname}");
     // Threads of the library outlive dlclose.
     println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
-    // So that what is linked with the library where cargo puts it also runs there.
-    let out = env::var("OUT_DIR").expect("cargo says where to");
-    if let Some(target) = Path::new(&out).ancestors().nth(3) {
-        let link = target.join(soname);
-        if !link.is_symlink() {
-            std::os::unix::fs::symlink("liblease.so", &link).expect("the target directory can be written");
-        }
-    }
 }

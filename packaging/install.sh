@@ -27,8 +27,18 @@ ln -sf "$soname" "$lib/liblease.so"
 install -m 644 "$work/liblease.a" "$lib/liblease.a"
 install -m 644 include/lease.h include/lease.hpp "$include/"
 
+# In terms of the prefix where they lie below it, so that the prefix can be defined anew.
+below() {
+    case $1 in
+    "$PREFIX"/*) printf '${prefix}/%s\n' "${1#"$PREFIX"/}" ;;
+    *) printf '%s\n' "$1" ;;
+    esac
+}
+
 fill() {
-    sed -e "s|@PREFIX@|$PREFIX|g" -e "s|@LIBDIR@|$LIBDIR|g" -e "s|@INCLUDEDIR@|$INCLUDEDIR|g" \
+    sed -e "s|@PC_LIBDIR@|$(below "$LIBDIR")|g" -e "s|@PC_INCLUDEDIR@|$(below "$INCLUDEDIR")|g" \
+        -e "s|@INCLUDEDIR_FROM_LIBDIR@|$(realpath -m --relative-to="$LIBDIR" "$INCLUDEDIR")|g" \
+        -e "s|@PREFIX@|$PREFIX|g" -e "s|@LIBDIR@|$LIBDIR|g" -e "s|@INCLUDEDIR@|$INCLUDEDIR|g" \
         -e "s|@VERSION@|$version|g" -e "s|@SONAME@|$soname|g" "packaging/$1.in" >"$2/$1"
     chmod 644 "$2/$1"
 }

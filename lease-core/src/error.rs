@@ -199,7 +199,9 @@ impl Error {
         self
     }
 
-    pub(crate) fn during(mut self, operation: &'static str, name: Option<&Name>) -> Self {
+    /// The same with the operation that failed, and the name, unless they are known: for bindings.
+    #[must_use]
+    pub fn during(mut self, operation: &'static str, name: Option<&Name>) -> Self {
         self.0.operation.get_or_insert(operation);
         if self.0.name.is_none() {
             self.0.name = name.cloned();

@@ -206,9 +206,14 @@ impl Lease {
 
     /// Calls back once it has ended, for whatever reason; also when it had ended before. The calls of a manager are made on
     /// a thread for them, where they may block and call the library: a slow one delays others, and no heartbeat. Closing
-    /// the manager waits for them, 5 s at most.
+    /// the manager waits for them, 5 s at most; after that they are made by this very call.
     pub fn on_end(&self, callback: impl FnOnce(EndReason) + Send + 'static) {
         let (core, pulse) = (self.handle.core.clone(), self.pulse.clone());
+        // Closing ends every lease before it stops what could watch them.
+        if let Some(reason) = self.end_reason() {
+            core.env.call(Box::new(move || callback(reason)));
+            return;
+        }
         self.handle.core.env.spawn(Box::pin(async move {
             pulse.ended.cancelled().await;
             if let Some(reason) = pulse.end_reason() {

@@ -10,8 +10,8 @@ use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -49,7 +49,8 @@ pub trait Environment: Send + Sync + 'static {
     fn deliver(&self, job: Job);
     /// Runs a job that writes a log line or a figure. Dropped when the user's subscriber cannot keep up.
     fn log(&self, job: Job);
-    /// Runs a callback of the user's, which may block and call the library. Kept in order.
+    /// Runs a callback of the user's, which may block and call the library. Kept in order; after [`stop`](Self::stop),
+    /// by this very call.
     fn call(&self, job: Job);
     /// Whether this thread is the library's, which must not block.
     fn is_library_thread(&self) -> bool;
@@ -115,6 +116,40 @@ pub(crate) async fn see_through<T: Send + 'static>(
 /// A lock whose holder never panics half way: what it guards is changed in steps that keep it whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a process has once. A forked child inherits it, locked for ever if another thread of its parent had it locked then.
+pub(crate) struct PerProcess<T> {
+    process: AtomicU32,
+    value: Mutex<T>,
+}
+
+impl<T> PerProcess<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self { process: AtomicU32::new(0), value: Mutex::new(value) }
+    }
+
+    /// Locks it; in a child that cannot have it, `Forked` after a second.
+    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, T>> {
+        let (this, nobody) = (std::process::id(), 0);
+        let known = self.process.compare_exchange(nobody, this, Ordering::AcqRel, Ordering::Acquire);
+        if known.is_ok() || known == Err(this) {
+            return Ok(lock(&self.value));
+        }
+        for _ in 0..1_000 {
+            match self.value.try_lock() {
+                Ok(value) => {
+                    // No thread of the parent has it any more: from now on it is as any lock.
+                    self.process.store(this, Ordering::Release);
+                    return Ok(value);
+                }
+                Err(TryLockError::Poisoned(value)) => return Ok(value.into_inner()),
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        let message = "this process was forked while another thread opened or closed a manager: start it with exec";
+        Err(Error::new(ErrorKind::Forked, message))
+    }
 }
 
 thread_local! {
@@ -237,14 +272,18 @@ impl Environment for System {
     }
 
     fn call(&self, job: Job) {
-        let mut calls = lock(&self.calls);
-        if calls.is_none() {
-            *calls = Dispatcher::start("lease-call", usize::MAX).ok();
-        }
-        match calls.clone() {
-            Some(calls) => calls.send(job),
-            // No thread is to be had: a callback in the way of others is better than none.
-            None => self.wakes.send(job),
+        let unsent = {
+            let mut calls = lock(&self.calls);
+            if calls.is_none() && !lock(&self.wakes.queue).stopped {
+                *calls = Dispatcher::start("lease-call", usize::MAX).ok();
+            }
+            // If no thread is to be had: a callback in the way of others is better than none.
+            calls.as_ref().unwrap_or(&self.wakes).try_send(job)
+        };
+        if let Some(job) = unsent
+            && !LIBRARY_THREAD.get()
+        {
+            call(job);
         }
     }
 
@@ -414,15 +453,23 @@ impl Dispatcher {
     }
 
     fn send(&self, job: Job) {
+        // When nobody would run it, dropping it tells whoever waits for it.
+        drop(self.try_send(job));
+    }
+
+    /// Gives it back when the thread has stopped.
+    fn try_send(&self, job: Job) -> Option<Job> {
         let mut queue = lock(&self.queue);
         if queue.stopped {
-            // Nobody would run it: dropping it tells whoever waits for it.
-        } else if queue.jobs.len() >= self.bound {
+            return Some(job);
+        }
+        if queue.jobs.len() >= self.bound {
             queue.dropped += 1;
         } else {
             queue.jobs.push_back(job);
             self.ready.notify_one();
         }
+        None
     }
 
     fn work(&self) {

@@ -13,17 +13,20 @@ int main(int count, char **arguments) {
         lease::Manager manager(count > 1 ? arguments[1] : "sqlite:jobs.db", lease::Options().set("ttl", "15s"));
         lease::Lease held = manager.acquire("nightly", 60s);
         std::stop_token stop = held.stop_token();
-        std::jthread worker([&held, stop] {
-            for (int row = 0; row < 5 && !stop.stop_requested() && held.is_held(); row++) {
+        int row = 0;
+        std::jthread worker([&held, &row, stop] {
+            // The token wakes what waits; the clock decides.
+            for (; row < 5 && !stop.stop_requested() && held.is_held(); row++) {
                 std::printf("row %d, fence %lld\n", row, static_cast<long long>(held.token()));
                 std::this_thread::sleep_for(20ms);
             }
         });
         worker.join();   // the work is over before the name is given back
-        held.release();  // throws lease::Lost if it was lost: what was done may have to be done again
+        held.release();  // throws lease::Lost if it was lost: then not every row was written
         std::puts("done");
     } catch (const lease::Timeout &error) {
-        std::fprintf(stderr, "%s is busy, held by %s\n", error.name().c_str(), error.holder().c_str());
+        std::fprintf(stderr, "%s is busy, held by %s\n", error.name().c_str(),
+                     error.holder().empty() ? "somebody" : error.holder().c_str());
         return 1;
     } catch (const lease::Error &error) {
         std::fprintf(stderr, "%s\n", error.what());

@@ -1,14 +1,16 @@
 //! What went wrong, as C sees it.
 
+use std::error::Error as _;
 use std::ffi::{CStr, CString, c_char};
+use std::fmt::Write;
 use std::ptr;
 use std::sync::Arc;
 
-use lease_core::{Error, ErrorKind, Result};
+use lease_core::{Error, ErrorKind, Name, Result};
 
 use crate::handle::{find, insert, is_forked, remove, value};
 
-/// What a call came to: `LEASE_OK`, or one of `LEASE_ERR_…`.
+/// What a call came to: `LEASE_OK`, or one of LEASE_ERR_....
 pub type lease_status = i32;
 
 /// It was done.
@@ -60,8 +62,15 @@ pub(crate) fn c_string(text: &str) -> CString {
 
 /// A new handle of an error.
 pub(crate) fn handle(error: &Error) -> Result<*mut lease_error_t> {
+    // Whole in one text: C has no chain of causes to follow.
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(message, ": {error}");
+        cause = error.source();
+    }
     insert(Arc::new(Failure {
-        message: c_string(&error.to_string()),
+        message: c_string(&message),
         name: error.name().map(c_string),
         holder: error.holder().map(|holder| c_string(&holder.owner)),
         error: error.clone(),
@@ -72,26 +81,28 @@ fn read<T>(e: *const lease_error_t, otherwise: T, read: impl FnOnce(&Failure) ->
     value(otherwise, || Some(read(&*find::<Failure>(e.cast(), "e", "lease_error_t").ok()?)))
 }
 
-/// The status that the failed call gave too; `LEASE_ERR_INVALID` for what is no error handle.
+/// The status that the failed call gave too. `LEASE_ERR_INVALID` for NULL and what is no error handle, `LEASE_ERR_FORKED` for an
+/// inherited one.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_error_status(e: *const lease_error_t) -> lease_status {
     let otherwise = if is_forked(e.cast()) { LEASE_ERR_FORKED } else { LEASE_ERR_INVALID };
     read(e, otherwise, |failure| failure.error.kind().code())
 }
 
-/// What happened, to which name, and what to do: one line of UTF-8. Never NULL. Valid until `lease_error_free`.
+/// What happened, to which name, and what to do: one line of UTF-8. Never NULL, whatever `e` is. Valid until `lease_error_free`.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_error_message(e: *const lease_error_t) -> *const c_char {
     read(e, c"this is no lease_error_t, or one that was freed".as_ptr(), |failure| failure.message.as_ptr())
 }
 
-/// Whether the same call may succeed later with nothing changed by you.
+/// Whether the same call may succeed later with nothing changed by you. False for what is no error handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_error_is_retryable(e: *const lease_error_t) -> bool {
     read(e, false, |failure| failure.error.is_retryable())
 }
 
-/// Whether the outcome is unknown: the request may have been applied though its answer was not seen.
+/// Whether the outcome is unknown: the request may have been applied though its answer was not seen. False for what is no error
+/// handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_error_is_in_doubt(e: *const lease_error_t) -> bool {
     read(e, false, |failure| failure.error.is_in_doubt())
@@ -103,19 +114,19 @@ pub extern "C" fn lease_error_name(e: *const lease_error_t) -> *const c_char {
     read(e, ptr::null(), |failure| failure.name.as_deref().map_or(ptr::null(), CStr::as_ptr))
 }
 
-/// After a timeout: the owner text of who held the name. Else NULL. Valid until `lease_error_free`.
+/// After a timeout of an acquire: the owner text of who held the name, if that is known. Else NULL. Valid until `lease_error_free`.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_error_holder(e: *const lease_error_t) -> *const c_char {
     read(e, ptr::null(), |failure| failure.holder.as_deref().map_or(ptr::null(), CStr::as_ptr))
 }
 
-/// Why the lease ended, when that is the error: one of `LEASE_END_…`. Else -1.
+/// Why the lease ended, one of LEASE_END_..., if the status is `LEASE_ERR_LOST` and a lease is what was lost. Else -1.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_error_reason(e: *const lease_error_t) -> i32 {
     read(e, -1, |failure| failure.error.reason().map_or(-1, lease_core::EndReason::code))
 }
 
-/// Frees an error. NULL is fine.
+/// Frees an error and its texts. NULL is fine.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_error_free(e: *mut lease_error_t) {
     value((), || {
@@ -148,14 +159,15 @@ pub extern "C" fn lease_status_name(s: lease_status) -> *const c_char {
     known.map_or(c"LEASE_ERR_?", |(_, name)| name).as_ptr()
 }
 
-/// Refuses a call whose waiting the caller ended.
-pub(crate) fn cancelled(name: &str) -> Error {
-    Error::new(ErrorKind::Cancelled, format!("acquire {name:?}: given up, because the cancel fd became readable"))
+/// Refuses an acquire whose waiting the caller ended.
+pub(crate) fn cancelled(name: &Name) -> Error {
+    Error::new(ErrorKind::Cancelled, "given up, because the cancel fd became readable").during("acquire", Some(name))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lease::*;
 
     #[test]
     fn the_numbers_and_names_are_those_of_the_core() {
@@ -163,5 +175,17 @@ mod tests {
         let cores: Vec<_> =
             ErrorKind::ALL.iter().map(|kind| (kind.code(), format!("LEASE_ERR_{}", kind.name()))).collect();
         assert_eq!(ours, cores);
+        let reasons = [
+            (LEASE_END_RELEASED, "RELEASED"),
+            (LEASE_END_SUPERSEDED, "SUPERSEDED"),
+            (LEASE_END_GONE, "GONE"),
+            (LEASE_END_UNREACHABLE, "UNREACHABLE"),
+            (LEASE_END_STALLED, "STALLED"),
+            (LEASE_END_DENIED, "DENIED"),
+            (LEASE_END_CLOSED, "CLOSED"),
+            (LEASE_END_FORKED, "FORKED"),
+        ];
+        let cores: Vec<_> = lease_core::EndReason::ALL.iter().map(|reason| (reason.code(), reason.name())).collect();
+        assert_eq!(reasons[..], cores);
     }
 }

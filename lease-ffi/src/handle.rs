@@ -8,12 +8,12 @@
 use std::any::Any;
 use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
-use std::sync::{Arc, Once, PoisonError, RwLock};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use lease_core::{Error, ErrorKind, Result};
+use lease_core::{Error, ErrorKind, Result, Token};
 use slotmap::{DefaultKey, Key, KeyData, SlotMap};
 
 use crate::error::{LEASE_OK, lease_error_t, lease_status};
@@ -22,47 +22,70 @@ use crate::error::{LEASE_OK, lease_error_t, lease_status};
 type Object = Arc<dyn Any + Send + Sync>;
 type Table = RwLock<SlotMap<DefaultKey, Object>>;
 
-/// This process's table: a forked child begins with none, and never touches its parent's.
-static TABLE: AtomicPtr<Table> = AtomicPtr::new(ptr::null_mut());
+/// What a process has one of. A forked child begins with a new one: its parent's may be locked, by a thread that the child
+/// does not have.
+pub(crate) struct PerProcess<T: 'static>(AtomicPtr<T>);
+
+impl<T: Default> PerProcess<T> {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicPtr::new(ptr::null_mut()))
+    }
+
+    pub(crate) fn get(&self) -> &'static T {
+        loop {
+            let value = self.0.load(Ordering::Acquire);
+            if !value.is_null() {
+                // SAFETY: only leaked boxes are stored, which live for ever.
+                return unsafe { &*value };
+            }
+            at_fork();
+            let new = Box::into_raw(Box::<T>::default());
+            if self.0.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire).is_err() {
+                // SAFETY: it was made above, and nobody else has seen it.
+                drop(unsafe { Box::from_raw(new) });
+            }
+        }
+    }
+
+    pub(crate) fn forget(&self) {
+        self.0.store(ptr::null_mut(), Ordering::Release);
+    }
+}
+
+static TABLE: PerProcess<Table> = PerProcess::new();
 /// How many forks this process is away from the one that loaded the library.
 static FORKS: AtomicU32 = AtomicU32::new(0);
-/// The slot map numbers its slots in the low 32 bits of a key. So many are enough; the rest tell the forks.
+
+/// The word of a handle, from its high bits: 32 of the slot's generation, 8 of [`FORKS`], 24 of the slot's index. The slot map
+/// gives 32 and 32; so many slots are enough.
 const INDEX_BITS: u32 = 24;
 
-extern "C" fn forked() {
-    FORKS.fetch_add(1, Ordering::Relaxed);
-    TABLE.store(ptr::null_mut(), Ordering::Release);
+fn at_fork() {
+    static ONCE: AtomicBool = AtomicBool::new(false);
+    extern "C" fn in_child() {
+        FORKS.fetch_add(1, Ordering::Relaxed);
+        TABLE.forget();
+        crate::log::SINK.forget();
+    }
+    if !ONCE.swap(true, Ordering::AcqRel) {
+        // SAFETY: the handler only stores to atomics.
+        let failed = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+        assert_eq!(failed, 0, "a handler for fork can be registered");
+    }
 }
 
 fn forks() -> u64 {
     u64::from(FORKS.load(Ordering::Relaxed)) & 0xff
 }
 
-fn table() -> &'static Table {
-    static AT_FORK: Once = Once::new();
-    loop {
-        let table = TABLE.load(Ordering::Acquire);
-        if !table.is_null() {
-            // SAFETY: only leaked boxes are stored, which live for ever.
-            return unsafe { &*table };
-        }
-        AT_FORK.call_once(|| {
-            // SAFETY: the handler only stores to two atomics.
-            let failed = unsafe { libc::pthread_atfork(None, None, Some(forked)) };
-            assert_eq!(failed, 0, "a handler for fork can be registered");
-        });
-        let new = Box::into_raw(Box::<Table>::default());
-        if TABLE.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire).is_err() {
-            // SAFETY: it was made above, and nobody else has seen it.
-            drop(unsafe { Box::from_raw(new) });
-        }
-    }
+fn forks_of(handle: *const ()) -> u64 {
+    handle.addr() as u64 >> INDEX_BITS & 0xff
 }
 
 /// A new handle of this object.
 pub(crate) fn insert<C, T: Any + Send + Sync>(object: Arc<T>) -> Result<*mut C> {
     let object: Object = object;
-    let mut slots = table().write().unwrap_or_else(PoisonError::into_inner);
+    let mut slots = TABLE.get().write().unwrap_or_else(PoisonError::into_inner);
     if slots.len() >= (1 << INDEX_BITS) - 2 {
         drop(slots);
         return Err(Error::new(ErrorKind::Limit, "16,777,214 handles are in use: free some"));
@@ -74,7 +97,7 @@ pub(crate) fn insert<C, T: Any + Send + Sync>(object: Arc<T>) -> Result<*mut C> 
 
 fn key(handle: *const ()) -> Option<DefaultKey> {
     let word = handle.addr() as u64;
-    (word >> INDEX_BITS & 0xff == forks()).then(|| KeyData::from_ffi(word & !(0xff << INDEX_BITS)).into())
+    (forks_of(handle) == forks()).then(|| KeyData::from_ffi(word & !(0xff << INDEX_BITS)).into())
 }
 
 /// The object of a handle. `argument` and `kind` are for the message.
@@ -83,14 +106,14 @@ pub(crate) fn find<T: Any + Send + Sync>(handle: *const (), argument: &str, kind
         return Err(Error::new(ErrorKind::Invalid, format!("argument {argument} is NULL: give a {kind}")));
     }
     let Some(key) = key(handle) else {
-        if (handle.addr() as u64 >> INDEX_BITS & 0xff) < forks() {
+        if is_forked(handle) {
             let message =
                 format!("argument {argument} belongs to the parent of this forked process: make a new {kind}");
             return Err(Error::new(ErrorKind::Forked, message));
         }
         return Err(Error::new(ErrorKind::Invalid, format!("argument {argument} is no {kind}")));
     };
-    let found = table().read().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+    let found = TABLE.get().read().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
     let found = found.ok_or_else(|| {
         let message = format!("argument {argument} is no {kind}, or one that was freed");
         Error::new(ErrorKind::Invalid, message)
@@ -102,13 +125,13 @@ pub(crate) fn find<T: Any + Send + Sync>(handle: *const (), argument: &str, kind
 
 /// Whether this is an inherited handle, whatever its kind.
 pub(crate) fn is_forked(handle: *const ()) -> bool {
-    !handle.is_null() && key(handle).is_none() && (handle.addr() as u64 >> INDEX_BITS & 0xff) < forks()
+    !handle.is_null() && forks_of(handle) < forks()
 }
 
 /// Takes the object of a handle out of the table; nothing for NULL, a freed, a foreign and an inherited one.
 pub(crate) fn remove<T: Any + Send + Sync>(handle: *const ()) -> Option<Arc<T>> {
     let key = key(handle)?;
-    let mut slots = table().write().unwrap_or_else(PoisonError::into_inner);
+    let mut slots = TABLE.get().write().unwrap_or_else(PoisonError::into_inner);
     if slots.get(key)?.is::<T>() { slots.remove(key)?.downcast().ok() } else { None }
 }
 
@@ -172,9 +195,24 @@ pub(crate) fn text<'a>(argument: *const c_char, called: &str) -> Result<&'a str>
     bytes.to_str().map_err(|error| invalid(called, format!("is not UTF-8, at byte {}", error.valid_up_to())))
 }
 
-/// The place for a result.
-pub(crate) fn place<T>(out: *mut T) -> Result<*mut T> {
-    if out.is_null() { Err(invalid("out", "is NULL: give the address of a variable")) } else { Ok(out) }
+/// Where a result goes: written to on success only.
+pub(crate) struct Out<T>(NonNull<T>);
+
+impl<T> Out<T> {
+    pub(crate) fn put(self, result: T) {
+        // SAFETY: the caller gave the address of a variable of that type.
+        unsafe { self.0.write(result) };
+    }
+}
+
+/// The argument `out`.
+pub(crate) fn out<T>(argument: *mut T) -> Result<Out<T>> {
+    NonNull::new(argument).map(Out).ok_or_else(|| invalid("out", "is NULL: give the address of a variable"))
+}
+
+/// A token that C gave.
+pub(crate) fn token(token: i64) -> Result<Token> {
+    Token::try_from(token).map_err(|error: Error| invalid("token", format!("is {token}: {}", error.message())))
 }
 
 /// A time in milliseconds: `None` for ever.

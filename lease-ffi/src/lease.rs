@@ -9,7 +9,7 @@ use lease_core::{EndReason, Lease, Result};
 
 use crate::cancelled::{Callbacks, Ended};
 use crate::error::{c_string, lease_error_t, lease_status};
-use crate::handle::{export, find, insert, is_forked, millis, place, remove, value};
+use crate::handle::{export, find, insert, is_forked, millis, remove, value};
 
 /// A lease: a name that is yours, as long as `lease_is_held` says so. Free it with `lease_free`.
 pub struct lease_t {
@@ -56,13 +56,14 @@ fn read<T>(l: *const lease_t, otherwise: T, read: impl FnOnce(&Held) -> T) -> T 
 }
 
 /// The fencing token: greater than every token given before for this name. Show it to whatever you write to. It stays readable
-/// after the end. 0: not a lease handle.
+/// after the end. 0: not a lease handle, or an inherited one.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_token(l: *const lease_t) -> i64 {
     read(l, 0, |held| held.lease.token().get())
 }
 
-/// Whether it is yours at this instant, by the clock: never true again once it was false. Asks nobody.
+/// Whether it is yours at this instant, by the clock: never true again once it was false. Asks nobody. False for what is no lease
+/// handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_is_held(l: *const lease_t) -> bool {
     read(l, false, |held| held.lease.is_held())
@@ -70,39 +71,39 @@ pub extern "C" fn lease_is_held(l: *const lease_t) -> bool {
 
 /// Call it before each step of the work: `LEASE_OK` while held. It reads a clock and asks nobody.
 ///
-/// Errors: LOST with the reason (`lease_error_reason`) once the lease has ended, FORKED in the child of a fork, INVALID.
+/// Errors: LOST with the reason (`lease_error_reason`) once the lease has ended, by whatever cause, your own release too.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_check(l: *const lease_t, err: *mut *mut lease_error_t) -> lease_status {
     export(err, || held(l)?.lease.check())
 }
 
-/// Milliseconds until it is lost unless a renewal succeeds: at most half the ttl, 0 once it ended.
+/// Milliseconds until it is lost unless a renewal succeeds: at most half the ttl, 0 once it ended and for what is no lease handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_remaining_ms(l: *const lease_t) -> i64 {
     read(l, 0, |held| millis(held.lease.remaining()))
 }
 
-/// Why it ended, one of `LEASE_END_…`; -1 while held, and for what is no lease handle.
+/// Why it ended, one of LEASE_END_...; -1 while held, -2 for what is no lease handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_end_reason(l: *const lease_t) -> i32 {
-    let otherwise = if is_forked(l.cast()) { LEASE_END_FORKED } else { -1 };
+    let otherwise = if is_forked(l.cast()) { LEASE_END_FORKED } else { -2 };
     read(l, otherwise, |held| held.lease.end_reason().map_or(-1, EndReason::code))
 }
 
-/// What is leased. Valid until `lease_free`; NULL: not a lease handle.
+/// What is leased. Valid until `lease_free`. NULL: not a lease handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_name(l: *const lease_t) -> *const c_char {
     read(l, ptr::null(), |held| held.name.as_ptr())
 }
 
-/// A descriptor that becomes readable, and stays so, once the lease is not held any more, whatever the reason. For poll, epoll
-/// and event loops: never read, write or close it. The same at each call. Valid until `lease_free`.
+/// A descriptor that becomes readable, and stays so, once the lease is not held any more, whatever the reason. For poll, epoll and
+/// event loops: never read, write or close it. The same at each call. Closed by `lease_free`: take it out of your loop before.
 ///
-/// Errors: LIMIT when no descriptor is left, INVALID, FORKED.
+/// Errors: LIMIT when no descriptor is left.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_cancelled_fd(l: *const lease_t, out: *mut c_int, err: *mut *mut lease_error_t) -> lease_status {
     export(err, || {
-        let out = place(out)?;
+        let out = crate::handle::out(out)?;
         let held = held(l)?;
         let ended = if let Some(ended) = held.ended.get() {
             ended
@@ -110,28 +111,27 @@ pub extern "C" fn lease_cancelled_fd(l: *const lease_t, out: *mut c_int, err: *m
             let new = Ended::of(&held.lease)?;
             held.ended.get_or_init(|| new)
         };
-        // SAFETY: `place` checked it, and the caller gave the address of a variable.
-        unsafe { out.write(ended.fd()) };
+        out.put(ended.fd());
         Ok(())
     })
 }
 
-/// Asks the store: a renewal now.
+/// Asks the store: a renewal now, within the request timeout.
 ///
-/// Errors: LOST when the store says that it is gone, or when its time was up; UNAVAILABLE when the store does not answer: then it
-/// is held still, until its time is up.
+/// Errors: LOST when the store says that it is gone, or when its time was up; UNAVAILABLE and DENIED when the store does not answer,
+/// or refuses: then it is held still, until its time is up.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_confirm(l: *mut lease_t, err: *mut *mut lease_error_t) -> lease_status {
     export(err, || block_on(held(l)?.lease.confirm()))
 }
 
-/// Calls back once, on a thread of the library, if the lease is lost; never for your own release or close. Any number of
-/// callbacks; one that is registered after the loss is called too. It may block and call the library, `lease_free` of this lease
-/// included; it must not throw or longjmp. `free_user_data` (or NULL) is called with `user_data` exactly once in every case,
-/// after the callback or when there will be none, also when this call fails. `lease_free` waits for a callback that is running
-/// (5 s at most, and not in a callback), and none starts after it.
+/// Calls back once, on the thread that the manager has for callbacks, if the lease is lost; never for your own release or close. Any
+/// number of callbacks; one that is registered after the loss is called too (if the manager is closed by then, by this very call).
+/// It may run before this call returns. It may block, which delays the manager's other callbacks, and may call the library,
+/// `lease_free` of this lease included; it must not throw or longjmp.
 ///
-/// Errors: INVALID, FORKED.
+/// `free_user_data` (or NULL) is called with `user_data` exactly once in every case, on any thread: after the callback, when there
+/// will be none, or when this call fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_on_lost(
     l: *mut lease_t,
@@ -149,17 +149,19 @@ pub extern "C" fn lease_on_lost(
     })
 }
 
-/// Gives the name back, at once. Finish the work first. Takes at most 5 s. Harmless when repeated. The handle stays until
-/// `lease_free`.
+/// Gives the name back, at once. Finish the work first. Takes at most 5 s. Harmless when repeated: only the first call tells
+/// whether the store was told. The handle stays until `lease_free`.
 ///
 /// Errors: LOST if it had been lost before; UNAVAILABLE, in doubt, if the store could not be told: the library keeps trying, and
-/// what it cannot delete expires.
+/// what it cannot delete expires. DENIED, INCOMPATIBLE, in doubt: it expires.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_release(l: *mut lease_t, err: *mut *mut lease_error_t) -> lease_status {
     export(err, || block_on(held(l)?.lease.give_back()))
 }
 
-/// Frees the handle; a lease that is still held is released in the background. NULL is fine.
+/// Frees the handle, its name and its descriptor. A lease that is still held is released in the background: release it yourself
+/// before the process exits. No callback of it starts any more, and one that runs is waited for, 5 s at most, except in that
+/// callback: so hold no lock that it takes. NULL is fine.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_free(l: *mut lease_t) {
     value((), || {

@@ -3,14 +3,15 @@
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::fmt::{self, Write};
-use std::sync::{Once, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, RwLock};
+use std::time::Duration;
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::error::c_string;
-use crate::handle::value;
+use crate::handle::{PerProcess, value};
 
 /// A line about something that failed.
 pub const LEASE_LOG_ERROR: c_int = 1;
@@ -23,10 +24,16 @@ pub const LEASE_LOG_DEBUG: c_int = 4;
 
 type Callback = extern "C" fn(c_int, *const std::ffi::c_char, *mut c_void);
 
-#[derive(Clone, Copy)]
+/// How long `lease_set_log` waits for a line that is being written.
+const LINE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Where lines go.
 struct Sink {
     log: Callback,
     user_data: *mut c_void,
+    /// How many lines are being written.
+    writing: Mutex<u32>,
+    idle: Condvar,
 }
 
 // SAFETY: the header says that the function is called on any thread, so the user's data is made for that.
@@ -34,7 +41,16 @@ unsafe impl Send for Sink {}
 // SAFETY: as above.
 unsafe impl Sync for Sink {}
 
-static SINK: RwLock<Option<Sink>> = RwLock::new(None);
+impl Sink {
+    fn writing(&self) -> MutexGuard<'_, u32> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Current(RwLock<Option<Arc<Sink>>>);
+
+pub(crate) static SINK: PerProcess<Current> = PerProcess::new();
 
 thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
@@ -74,8 +90,13 @@ impl Subscriber for Lines {
         if INSIDE.get() {
             return;
         }
-        let sink = SINK.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(Sink { log, user_data }) = *sink else { return };
+        let sink = {
+            let current = SINK.get().0.read().unwrap_or_else(PoisonError::into_inner);
+            let Some(sink) = current.clone() else { return };
+            // While it is still the one: who replaces it waits for this line.
+            *sink.writing() += 1;
+            sink
+        };
         let level = match *event.metadata().level() {
             Level::ERROR => LEASE_LOG_ERROR,
             Level::WARN => LEASE_LOG_WARN,
@@ -86,9 +107,10 @@ impl Subscriber for Lines {
         event.record(&mut line);
         let text = c_string(&(line.0 + &line.1));
         INSIDE.set(true);
-        // Under the lock, so that it is not called after it was replaced.
-        log(level, text.as_ptr(), user_data);
+        (sink.log)(level, text.as_ptr(), sink.user_data);
         INSIDE.set(false);
+        *sink.writing() -= 1;
+        sink.idle.notify_all();
     }
 
     fn enter(&self, _: &Id) {}
@@ -96,9 +118,12 @@ impl Subscriber for Lines {
     fn exit(&self, _: &Id) {}
 }
 
-/// Where log lines go: one function for the process, called on any thread with one of `LEASE_LOG_…` and a line of UTF-8 that is
-/// valid during the call. NULL: nowhere, as at the start. Once this has returned, the function before is not called any more; so
-/// do not call this from the function itself, where it does nothing. A slow function loses lines, and delays no heartbeat.
+/// Where log lines go: one function for the process, or NULL: nowhere, as at the start and in a forked child. It is called with one
+/// of LEASE_LOG_... and a line of UTF-8 that is valid during the call; on threads of the library and within your own calls, on
+/// several threads at once: it must hold no lock that you hold while you call the library. A slow function delays your own calls
+/// and loses lines; it delays no heartbeat. What it causes in the library is not logged.
+///
+/// Waits for lines that the function before is writing, 5 s at most, and not within that function; it is not called after that.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_set_log(
     log: Option<extern "C" fn(level: c_int, message: *const std::ffi::c_char, user_data: *mut c_void)>,
@@ -106,10 +131,13 @@ pub extern "C" fn lease_set_log(
 ) {
     static SUBSCRIBE: Once = Once::new();
     value((), || {
-        if INSIDE.get() {
-            return None;
+        let new = log.map(|log| Arc::new(Sink { log, user_data, writing: Mutex::default(), idle: Condvar::new() }));
+        let before = std::mem::replace(&mut *SINK.get().0.write().unwrap_or_else(PoisonError::into_inner), new);
+        if let Some(before) = before
+            && !INSIDE.get()
+        {
+            drop(before.idle.wait_timeout_while(before.writing(), LINE_LIMIT, |writing| *writing > 0));
         }
-        *SINK.write().unwrap_or_else(PoisonError::into_inner) = log.map(|log| Sink { log, user_data });
         if log.is_some() {
             // Ours alone: the library has a tracing of its own.
             SUBSCRIBE.call_once(|| drop(tracing::subscriber::set_global_default(Lines)));

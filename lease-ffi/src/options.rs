@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lease_core::{Builder, Result};
+use lease_core::{Builder, Error, ErrorKind, Result};
+use rustix::io::Errno;
 
 use crate::error::{lease_error_t, lease_status};
 use crate::handle::{export, find, insert, invalid, remove, text, value};
@@ -26,6 +27,14 @@ pub(crate) struct Set {
 }
 
 impl Set {
+    /// Refuses an option whose place is an argument.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.texts.iter().any(|(key, _)| key == "timeout") {
+            return Err(invalid("opts", "sets \"timeout\": the argument timeout_ms of an acquire says it"));
+        }
+        Ok(())
+    }
+
     pub(crate) fn cancel(&self) -> Option<BorrowedFd<'_>> {
         self.cancel.as_ref().map(|fd| fd.as_fd())
     }
@@ -41,15 +50,17 @@ pub(crate) fn options(opts: *const lease_options_t) -> Result<Set> {
     Ok(set)
 }
 
-/// New options with nothing set; NULL when memory or handles ran out.
+/// New options with nothing set. NULL when too many handles are in use.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_options_new() -> *mut lease_options_t {
     value(ptr::null_mut(), || insert(Arc::new(Options::default())).ok())
 }
 
-/// Sets an option by its key: "ttl", "timeout", "owner", "request_timeout". Times are a number and a unit: "15s", "500ms".
-/// Setting a key again replaces its value. `LEASE_ERR_INVALID` for an unknown key, naming the nearest known one, and for a
-/// wrong value.
+/// Sets an option by its key: "ttl", "owner", "request_timeout" (see Options above). Times are numbers and units: "15s", "500ms",
+/// "1m 30s". Setting a key again replaces its value. The texts are copied.
+///
+/// Errors: INVALID for an unknown key, naming the nearest known one, and for a wrong value. What an open or an acquire does not
+/// take, it refuses: "timeout", which the argument timeout_ms says, and "request_timeout" for one acquire.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_options_set(
     o: *mut lease_options_t,
@@ -68,8 +79,11 @@ pub extern "C" fn lease_options_set(
     })
 }
 
-/// A descriptor that ends the wait of an acquire: when it is readable, the acquire gives up with `LEASE_ERR_CANCELLED`. It is
-/// only polled, and duplicated, so you may close yours afterwards. -1 sets none.
+/// A descriptor that ends the wait of an acquire: when it is readable, hung up or in error, the acquire gives up with
+/// `LEASE_ERR_CANCELLED`. Use a pipe, a socket or an eventfd: a signal handler may write to it. It is only polled, and duplicated,
+/// so you may close yours afterwards. -1 sets none.
+///
+/// Errors: INVALID when it is not open, LIMIT when no descriptor is left.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_options_set_cancel_fd(
     o: *mut lease_options_t,
@@ -84,8 +98,10 @@ pub extern "C" fn lease_options_set_cancel_fd(
             _ => {
                 // SAFETY: it is only duplicated; the system says if it is not open.
                 let duplicate = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
-                let why =
-                    |error: std::io::Error| invalid("fd", format!("is {fd}, which is not open")).with_source(error);
+                let why = |error: std::io::Error| match Errno::from_io_error(&error) {
+                    Some(Errno::BADF) | None => invalid("fd", format!("is {fd}, which is not open")),
+                    _ => Error::new(ErrorKind::Limit, "cannot duplicate the descriptor: raise the limit of open files"),
+                };
                 Some(Arc::new(duplicate.map_err(why)?))
             }
         };
@@ -94,7 +110,7 @@ pub extern "C" fn lease_options_set_cancel_fd(
     })
 }
 
-/// Frees options. NULL is fine.
+/// Frees options. What was opened or acquired with them stays as it is. NULL is fine.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_options_free(o: *mut lease_options_t) {
     value((), || {

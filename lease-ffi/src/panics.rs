@@ -94,7 +94,7 @@ fn a_panic_in_any_export_is_an_error_and_the_process_lives() {
     value!(called, lease_token(l), 0);
     value!(called, lease_is_held(l), false);
     value!(called, lease_remaining_ms(l), 0);
-    value!(called, lease_end_reason(l), -1);
+    value!(called, lease_end_reason(l), -2);
     value!(called, lease_name(l), null());
     value!(called, lease_options_new(), null_mut());
     value!(called, lease_fence_new(), null_mut());

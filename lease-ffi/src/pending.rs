@@ -1,16 +1,17 @@
 //! An acquire for event loops, which may not block.
 
-use std::ffi::{CString, c_char, c_int};
+use std::ffi::{c_char, c_int};
 use std::future::IntoFuture;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use lease_core::{Acquiring, Error, ErrorKind, Lease, Result};
+use lease_core::{Acquiring, Error, ErrorKind, Lease, Name, Result};
 use rustix::event::epoll;
+use rustix::io::Errno;
 
-use crate::error::{c_string, cancelled, lease_error_t, lease_status};
-use crate::handle::{export, find, insert, invalid, place, remove, text, value};
+use crate::error::{cancelled, lease_error_t, lease_status};
+use crate::handle::{export, find, insert, invalid, remove, value};
 use crate::lease::{Held, lease_t};
 use crate::manager::{lease_manager_t, prepare};
 use crate::options::{Set, lease_options_t};
@@ -22,10 +23,10 @@ pub struct lease_pending_t {
 }
 
 struct Pending {
-    name: CString,
+    name: Name,
     signal: Arc<Signal>,
     /// With a cancel fd: readable when either is.
-    either: Option<OwnedFd>,
+    either: Mutex<Option<OwnedFd>>,
     set: Set,
     state: Mutex<State>,
 }
@@ -37,7 +38,7 @@ enum State {
 }
 
 impl Pending {
-    fn start(mut acquiring: Acquiring<Lease>, name: &str, set: Set) -> Result<Self> {
+    fn start(mut acquiring: Acquiring<Lease>, name: Name, set: Set) -> Result<Self> {
         let signal = Arc::new(Signal::new()?);
         let either = set.cancel().map(|cancel| {
             let both = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| {
@@ -46,7 +47,12 @@ impl Pending {
             let data = epoll::EventData::new_u64(0);
             let added = epoll::add(&both, &*signal, data, epoll::EventFlags::IN)
                 .and_then(|()| epoll::add(&both, cancel, data, epoll::EventFlags::IN));
-            added.map_err(|error| invalid("opts", "has a cancel fd that epoll cannot watch").with_source(error))?;
+            added.map_err(|error| match error {
+                Errno::PERM => {
+                    invalid("opts", "has a cancel fd of a plain file or directory: give a pipe or an eventfd")
+                }
+                _ => Error::new(ErrorKind::Limit, "cannot watch the cancel fd").with_source(error),
+            })?;
             Ok::<_, Error>(both)
         });
         let either = either.transpose()?;
@@ -58,7 +64,7 @@ impl Pending {
                 State::Done(done)
             }
         };
-        Ok(Self { name: c_string(name), signal, either, set, state: Mutex::new(state) })
+        Ok(Self { name, signal, either: Mutex::new(either), set, state: Mutex::new(state) })
     }
 
     fn take(&self) -> Result<Lease> {
@@ -69,10 +75,10 @@ impl Pending {
             if let Poll::Ready(done) = acquiring.as_mut().poll(&mut Context::from_waker(&waker)) {
                 *state = State::Done(done);
             } else if self.set.cancel().map_or(Ok(false), is_readable)? {
-                *state = State::Done(Err(cancelled(self.name.to_str().unwrap_or_default())));
+                *state = State::Done(Err(cancelled(&self.name)));
             } else {
-                let message = "the acquire still waits: take it when its fd is readable";
-                return Err(Error::new(ErrorKind::Timeout, message));
+                let message = "it still waits: take it when its descriptor is readable";
+                return Err(Error::new(ErrorKind::Timeout, message).during("acquire", Some(&self.name)));
             }
             // From now on it is done, and its descriptor says so.
             self.signal.set();
@@ -88,10 +94,11 @@ fn pending(p: *const lease_pending_t) -> Result<Arc<Pending>> {
     find(p.cast(), "p", "lease_pending_t")
 }
 
-/// As `lease_manager_acquire`, without waiting: `*out` becomes an acquire that goes on in the background. When its descriptor
-/// is readable, take the outcome.
+/// As `lease_manager_acquire`, without waiting for the name: `*out` becomes an acquire that goes on in the background, to be freed
+/// with `lease_pending_free`. When its descriptor is readable, take the outcome. (On an SQLite file that nobody else uses, the write
+/// is done by this very call, as it is by those that release.)
 ///
-/// Errors: of the arguments only; all others come from `lease_pending_take`.
+/// Errors: INVALID, LIMIT; all others come from `lease_pending_take`.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_manager_acquire_start(
     m: *mut lease_manager_t,
@@ -102,17 +109,16 @@ pub extern "C" fn lease_manager_acquire_start(
     err: *mut *mut lease_error_t,
 ) -> lease_status {
     export(err, || {
-        let out = place(out)?;
-        let (acquire, set) = prepare(m, name, timeout_ms, opts)?;
-        let handle = insert(Arc::new(Pending::start(acquire.into_future(), text(name, "name")?, set)?))?;
-        // SAFETY: `place` checked it, and the caller gave the address of a variable.
-        unsafe { out.write(handle) };
+        let out = crate::handle::out(out)?;
+        let (acquire, name, set) = prepare(m, name, timeout_ms, opts)?;
+        let handle = insert(Arc::new(Pending::start(acquire.into_future(), name, set)?))?;
+        out.put(handle);
         Ok(())
     })
 }
 
-/// A descriptor that is readable when the acquire is done, with a lease or an error, or its cancel fd is readable. Only poll it.
-/// Valid until `lease_pending_free`.
+/// A descriptor that is readable, and stays so, when the acquire is done, with a lease or an error, or its cancel fd is readable. Only
+/// poll it. Closed by `lease_pending_free`: take it out of your loop before.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_pending_fd(
     p: *const lease_pending_t,
@@ -120,18 +126,19 @@ pub extern "C" fn lease_pending_fd(
     err: *mut *mut lease_error_t,
 ) -> lease_status {
     export(err, || {
-        let out = place(out)?;
+        let out = crate::handle::out(out)?;
         let pending = pending(p)?;
-        let fd = pending.either.as_ref().map_or(pending.signal.as_fd(), AsFd::as_fd).as_raw_fd();
-        // SAFETY: as above.
-        unsafe { out.write(fd) };
+        let either = pending.either.lock().unwrap_or_else(PoisonError::into_inner);
+        let fd = either.as_ref().map_or(pending.signal.as_fd(), AsFd::as_fd).as_raw_fd();
+        out.put(fd);
         Ok(())
     })
 }
 
-/// The outcome: once, when the descriptor is readable. Never waits.
+/// The outcome: once, when the descriptor is readable. Never waits. `*out` is freed with `lease_free`.
 ///
-/// Errors: those of `lease_manager_acquire`; TIMEOUT also while it still waits: then take it later. INVALID when it was taken.
+/// Errors: those of `lease_manager_acquire`, and then it is over. Before the descriptor is readable: TIMEOUT, "it still waits", and
+/// nothing is over. INVALID when it was taken.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_pending_take(
     p: *mut lease_pending_t,
@@ -139,15 +146,14 @@ pub extern "C" fn lease_pending_take(
     err: *mut *mut lease_error_t,
 ) -> lease_status {
     export(err, || {
-        let out = place(out)?;
+        let out = crate::handle::out(out)?;
         let handle = Held::insert(pending(p)?.take()?)?;
-        // SAFETY: as above.
-        unsafe { out.write(handle) };
+        out.put(handle);
         Ok(())
     })
 }
 
-/// Frees it: gives up waiting, and releases a lease that was not taken. NULL is fine.
+/// Frees it and its descriptor: gives up waiting, and releases a lease that was not taken, in the background. NULL is fine.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_pending_free(p: *mut lease_pending_t) {
     value((), || {
@@ -155,6 +161,7 @@ pub extern "C" fn lease_pending_free(p: *mut lease_pending_t) {
         // Now, though another thread may be in a call with it.
         let state = std::mem::replace(&mut *pending.state.lock().unwrap_or_else(PoisonError::into_inner), State::Taken);
         drop(state);
+        pending.either.lock().unwrap_or_else(PoisonError::into_inner).take();
         pending.signal.close();
         None
     });

@@ -82,13 +82,13 @@ pub extern "C" fn lease_record_ttl_ms(r: *const lease_record_t) -> i64 {
     read(r, -1, |told| millis(told.record.ttl))
 }
 
-/// How many claims wait behind it in the store; waiters inside one process count as one. -1: not a record.
+/// How many claims wait behind it in the store; waiters of one manager count as one. -1: not a record.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_record_waiting(r: *const lease_record_t) -> i64 {
     read(r, -1, |told| i64::try_from(told.record.waiting).unwrap_or(i64::MAX))
 }
 
-/// Frees a record. NULL is fine.
+/// Frees a record and its texts. Those of a list are freed with the list. NULL is fine.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_record_free(r: *mut lease_record_t) {
     value((), || {

@@ -11,8 +11,6 @@ use lease_core::clock::Moment;
 use lease_core::{Error, ErrorKind, Result};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::handle::invalid;
-
 /// A descriptor that becomes readable once somebody signals it, and stays so.
 pub(crate) struct Signal {
     /// Whoever signals may do so late: then it is closed, and its number is another's.
@@ -75,17 +73,19 @@ pub(crate) enum Waited<T> {
 pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> Result<bool> {
     let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     match poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
-        Ok(_) => readable(&polled[0]),
+        Ok(_) => Ok(readable(&polled[0])),
         Err(rustix::io::Errno::INTR) => Ok(false),
-        Err(error) => Err(Error::new(ErrorKind::Internal, "cannot poll").with_source(error)),
+        Err(error) => Err(cannot_poll(error)),
     }
 }
 
-fn readable(polled: &PollFd<'_>) -> Result<bool> {
-    if polled.revents().contains(PollFlags::NVAL) {
-        return Err(invalid("fd", "of lease_options_set_cancel_fd was closed: keep it open while it is used"));
-    }
-    Ok(!polled.revents().is_empty())
+fn cannot_poll(error: rustix::io::Errno) -> Error {
+    Error::new(ErrorKind::Internal, "cannot poll").with_source(error)
+}
+
+/// Hang-up and error too: who gives it up wants no more waiting.
+fn readable(polled: &PollFd<'_>) -> bool {
+    !polled.revents().is_empty()
 }
 
 /// Waits for the future, at most so long, and gives up when the descriptor is readable. Signals do not end it.
@@ -126,7 +126,7 @@ pub(crate) fn wait<T>(
             Some(cancel) => {
                 let mut both = [own, PollFd::from_borrowed_fd(cancel, PollFlags::IN)];
                 let polled = poll(&mut both, left.as_ref());
-                if polled.is_ok() && readable(&both[1])? {
+                if polled.is_ok() && readable(&both[1]) {
                     return Ok(Waited::Cancelled);
                 }
                 polled
@@ -135,7 +135,7 @@ pub(crate) fn wait<T>(
         };
         match polled {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(Error::new(ErrorKind::Internal, "cannot poll").with_source(error)),
+            Err(error) => return Err(cannot_poll(error)),
         }
     }
 }

@@ -10,6 +10,7 @@ mod journal;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, LazyLock};
@@ -129,6 +130,7 @@ impl Trials {
         );
         let flags = vec!["-lev".into()];
         self.program("events: libev", &ev, Program { flags, ..program("tests/c/events_ev.c") });
+        self.program("callbacks", &[], program("tests/c/callbacks.c"));
         self.program("handles", &[], Program { arguments: &["3000"], ..program("tests/c/handles.c") });
         self.program("signals", &[], program("tests/c/signals.c"));
         self.program("forks", &[], Program { arguments: &["{dir}"], ..program("tests/c/forks.c") });
@@ -145,7 +147,10 @@ impl Trials {
         for (source, standard) in [("worker.c", "gnu11"), ("epoll.c", "gnu11"), ("worker.cpp", "c++20")] {
             let path = format!("lease-ffi/examples/{source}").leak();
             let example = Program { standard, arguments: &["sqlite:{dir}/jobs.db"], last: "done", ..program(path) };
-            self.program(&format!("example {source}"), &[], example);
+            self.program(&format!("example {source}"), &[], example.clone());
+            if standard == "gnu11" {
+                self.add(format!("example {source}, interrupted"), &[], move || interrupted(&example));
+            }
         }
         let arguments: &[&str] = &["sqlite:{dir}/jobs.db"];
         let libuv = Program { standard: "gnu11", ..program("lease-ffi/examples/libuv.c") };
@@ -189,6 +194,7 @@ impl Trials {
         for (name, source, arguments) in [
             ("surface", "tests/c/surface.c", &[][..]),
             ("events", "tests/c/events.c", &[][..]),
+            ("callbacks", "tests/c/callbacks.c", &[][..]),
             ("handles", "tests/c/handles.c", &["40"][..]),
             ("cycles memory", "tests/c/cycles.c", &["memory:", "300"][..]),
             ("cycles sqlite", "tests/c/cycles.c", &["sqlite:{dir}/jobs.db", "300"][..]),
@@ -245,7 +251,7 @@ fn only_our_names() -> Outcome {
     let mut readelf = Command::new("readelf");
     readelf.env("LC_ALL", "C").arg("-d").arg(stage()?.join("lib/liblease.so"));
     let dynamic = run(&mut readelf)?;
-    for wanted in ["SONAME", "NODELETE"] {
+    for wanted in ["[liblease.so.0.1]", "NODELETE"] {
         if !dynamic.contains(wanted) {
             return Err(format!("liblease.so has no {wanted}:\n{dynamic}").into());
         }
@@ -270,6 +276,25 @@ fn contend(program: &Program, mode: &str) -> Outcome {
     Ok(())
 }
 
+/// Ctrl-C in the middle of the work: the worker says so, and the name is free.
+fn interrupted(example: &Program) -> Outcome {
+    let scratch = Scratch::new(&format!("interrupted-{}", example.source.replace('/', "-")))?;
+    let program = example.build(&scratch)?;
+    let mut worker = Command::new(&program);
+    worker.env_remove("LD_LIBRARY_PATH").arg(scratch.url()).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut worker = worker.spawn()?;
+    let mut lines = BufReader::new(worker.stdout.take().expect("it is piped")).lines();
+    let first = lines.next().ok_or("it printed nothing")??;
+    run(Command::new("kill").args(["-INT", &worker.id().to_string()]))?;
+    let last = lines.map_while(Result::ok).last();
+    let status = worker.wait()?;
+    if !first.starts_with("row 0") || last.as_deref() != Some("interrupted") || status.code() != Some(130) {
+        return Err(format!("{first}, then {last:?}, then {status}").into());
+    }
+    // The next need not wait for a ttl.
+    ends_with(&run(Command::new("timeout").arg("10").arg(program).arg(scratch.url()))?, "done")
+}
+
 fn by_pkg_config(tools: &Tools, is_static: bool) -> Outcome {
     let (stage, scratch) = (stage()?, Scratch::new(&format!("pkg-config-{is_static}"))?);
     let mut flags = Command::new(tools.pkg_config.as_ref().expect("it was found"));
@@ -290,8 +315,8 @@ fn by_cmake(cmake: &Path) -> Outcome {
     let scratch = Scratch::new("find-package")?;
     let worker = root().join("lease-ffi/examples/worker.c");
     let project = format!(
-        "cmake_minimum_required(VERSION 3.13)\nproject(consumer C)\nfind_package(lease 0.1 REQUIRED)\n\
-         foreach(kind lease lease_static)\n  add_executable(by_${{kind}} {})\n  \
+        "cmake_minimum_required(VERSION 3.13)\nproject(consumer C)\nfind_package(lease REQUIRED)\n\
+         find_package(lease 0.1 REQUIRED)\nforeach(kind lease lease_static)\n  add_executable(by_${{kind}} {})\n  \
          target_link_libraries(by_${{kind}} PRIVATE lease::${{kind}})\nendforeach()\n\
          find_package(lease 0.2 QUIET)\nif(lease_FOUND)\n  message(FATAL_ERROR \"0.2 is not there\")\nendif()\n",
         worker.display()
@@ -327,7 +352,7 @@ fn within_destdir() -> Outcome {
         }
     }
     let pc = fs::read_to_string(lib.join("pkgconfig/lease.pc"))?;
-    if !pc.contains("prefix=/opt/lease\n") || pc.contains(&*scratch.0.to_string_lossy()) {
+    if !pc.contains("prefix=/opt/lease\nlibdir=${prefix}/lib\n") || pc.contains(&*scratch.0.to_string_lossy()) {
         return Err(format!("lease.pc:\n{pc}").into());
     }
     Ok(())
@@ -361,8 +386,8 @@ impl Program {
         if self.with_clang { self.tools.clang.as_ref() } else { Some(&self.tools.cc) }
     }
 
-    /// Builds it against the installed library, runs it in two minutes, and gives what it printed.
-    fn run(&self, scratch: &Scratch) -> Outcome<String> {
+    /// Builds it against the installed library.
+    fn build(&self, scratch: &Scratch) -> Outcome<PathBuf> {
         let (source, lib) = (root().join(self.source), stage()?.join("lib"));
         let compiler = self.compilers().and_then(|compilers| compilers.of(self.is_cxx()));
         let program = scratch.0.join("program");
@@ -376,7 +401,12 @@ impl Program {
             compile.arg("-llease").arg(format!("-Wl,-rpath,{}", lib.display()));
         }
         run(compile.args(&self.flags))?;
+        Ok(program)
+    }
 
+    /// Builds it, runs it in two minutes, and gives what it printed.
+    fn run(&self, scratch: &Scratch) -> Outcome<String> {
+        let program = self.build(scratch)?;
         let mut run_it = Command::new("timeout");
         run_it.arg("--kill-after=5").arg("120").args(self.wrapper).arg(program);
         let dir = scratch.0.to_str().ok_or("the target directory is not UTF-8")?;

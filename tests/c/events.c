@@ -33,7 +33,7 @@ int main(void) {
     CHECK(!is_ready(ended, 0));
     CHECK_OK(lease_manager_acquire_start(m, "n", LEASE_WAIT_FOREVER, NULL, &p, &error));
     CHECK_OK(lease_pending_fd(p, &done, &error));
-    CHECK(!is_ready(done, 0));
+    CHECK(readable(done, 0) == 0);
 
     /* Nobody asks the store: the next renewal finds out. */
     CHECK_OK(lease_manager_break(m, "n", lease_token(l), &error));

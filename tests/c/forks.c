@@ -8,8 +8,27 @@
 
 static lease_manager_t *memory, *file;
 static lease_t *in_memory, *in_file;
+static lease_pending_t *pending;
+static lease_watch_t *watch;
+static lease_options_t *options;
+static lease_fence_t *fence;
+static lease_error_t *failure;
+static lease_record_t *record;
 static const char *directory;
 static int stop;
+
+static void lost(int32_t reason, void *data) {
+    (void)reason, (void)data;
+    CHECK(!"nothing was lost");
+}
+
+static void count_free(void *data) {
+    ++*(int *)data;
+}
+
+static void no_log(int level, const char *message, void *data) {
+    (void)level, (void)message, (void)data;
+}
 
 static char *url(const char *name) {
     static char text[512];
@@ -30,6 +49,18 @@ static void inherited(void) {
     CHECK_STATUS(LEASE_ERR_FORKED, "parent", lease_manager_acquire(file, "n", 0, NULL, &l, &error));
     CHECK_STATUS(LEASE_ERR_FORKED, "parent", lease_manager_close(memory, &error));
     CHECK(!lease_is_held(in_file) && lease_end_reason(in_file) == LEASE_END_FORKED && lease_token(in_file) == 0);
+    int freed = 0;
+    CHECK_STATUS(LEASE_ERR_FORKED, "parent", lease_on_lost(in_file, lost, &freed, count_free, &error));
+    CHECK(freed == 1);
+    CHECK_STATUS(LEASE_ERR_FORKED, "parent", lease_pending_take(pending, &l, &error));
+    lease_record_t *r = NULL;
+    CHECK_STATUS(LEASE_ERR_FORKED, "parent", lease_watch_next(watch, 0, &r, &error));
+    CHECK_STATUS(LEASE_ERR_FORKED, "parent", lease_options_set(options, "ttl", "1s", &error));
+    CHECK_STATUS(LEASE_ERR_FORKED, "parent", lease_fence_enter(fence, "row", 1, &error));
+    CHECK(lease_error_status(failure) == LEASE_ERR_FORKED && lease_error_message(failure) != NULL);
+    CHECK(lease_record_token(record) == 0 && lease_record_name(record) == NULL);
+    lease_pending_free(pending), lease_watch_free(watch), lease_options_free(options);
+    lease_fence_free(fence), lease_error_free(failure), lease_record_free(record);
     lease_free(in_memory), lease_free(in_file);
     lease_manager_free(memory), lease_manager_free(file);
 }
@@ -56,14 +87,26 @@ static void anew(void) {
     lease_manager_free(m);
 }
 
+/* Opens, closes, logs and acquires all the time, so that a fork meets it anywhere. */
 static void *busy(void *data) {
     (void)data;
     while (!__atomic_load_n(&stop, __ATOMIC_SEQ_CST)) {
+        lease_manager_t *m = NULL;
         lease_t *l = NULL;
         lease_check(in_memory, NULL);
-        if (lease_manager_acquire(memory, "busy", 1000, NULL, &l, NULL) == LEASE_OK) lease_free(l);
+        lease_set_log(no_log, NULL);
+        CHECK_OK(lease_manager_open("memory:busy", NULL, &m, &error));
+        if (lease_manager_acquire(m, "busy", 1000, NULL, &l, NULL) == LEASE_OK) lease_free(l);
+        CHECK_OK(lease_manager_close(m, &error));
+        lease_manager_free(m);
     }
     return NULL;
+}
+
+static void inherited_and_anew(void) {
+    inherited();
+    lease_set_log(no_log, NULL);
+    anew();
 }
 
 static void child_of(void (*body)(void)) {
@@ -102,18 +145,27 @@ int main(int count, char **arguments) {
     CHECK_OK(lease_manager_open(url("jobs.db"), NULL, &file, &error));
     CHECK_OK(lease_manager_acquire(memory, "n", 0, NULL, &in_memory, &error));
     CHECK_OK(lease_manager_acquire(file, "n", 0, NULL, &in_file, &error));
+    CHECK_OK(lease_manager_acquire_start(memory, "n", LEASE_WAIT_FOREVER, NULL, &pending, &error));
+    CHECK_OK(lease_manager_watch(memory, "n", &watch, &error));
+    CHECK_OK(lease_manager_inspect(memory, "n", &record, &error));
+    CHECK(lease_check(NULL, &failure) == LEASE_ERR_INVALID);
+    options = lease_options_new();
+    fence = lease_fence_new();
     child_of(child_and_grandchild);
 
     /* Forked from the middle of other threads' calls. */
     pthread_t threads[2];
     for (int at = 0; at < 2; at++) CHECK(pthread_create(&threads[at], NULL, busy, NULL) == 0);
-    for (int at = 0; at < 100; at++) child_of(inherited);
+    for (int at = 0; at < 40; at++) child_of(inherited_and_anew);
     __atomic_store_n(&stop, 1, __ATOMIC_SEQ_CST);
     for (int at = 0; at < 2; at++) CHECK(pthread_join(threads[at], NULL) == 0);
 
     /* The parent noticed nothing. */
     CHECK_OK(lease_confirm(in_memory, &error));
     CHECK_OK(lease_confirm(in_file, &error));
+    CHECK(lease_error_status(failure) == LEASE_ERR_INVALID && lease_record_token(record) == lease_token(in_memory));
+    lease_pending_free(pending), lease_watch_free(watch), lease_options_free(options);
+    lease_fence_free(fence), lease_error_free(failure), lease_record_free(record);
     lease_free(in_memory), lease_free(in_file);
     CHECK_OK(lease_manager_close(memory, &error));
     CHECK_OK(lease_manager_close(file, &error));

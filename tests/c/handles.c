@@ -15,7 +15,7 @@ static lease_options_t *options[THREADS];
 static lease_watch_t *watches[THREADS];
 static lease_fence_t *fences[THREADS];
 static lease_error_t *errors[THREADS];
-static int registered, freed, good, refused;
+static int registered, freed, good, stale;
 
 static void lost(int32_t reason, void *data) {
     (void)reason, (void)data;
@@ -27,9 +27,10 @@ static void count_free(void *data) {
 }
 
 static void expect(lease_status status) {
-    bool was_good = status == LEASE_OK || status == LEASE_ERR_TIMEOUT;
-    CHECK(was_good || status == LEASE_ERR_INVALID || status == LEASE_ERR_LOST || status == LEASE_ERR_NOT_FOUND);
-    __atomic_add_fetch(was_good ? &good : &refused, 1, __ATOMIC_SEQ_CST);
+    CHECK(status == LEASE_OK || status == LEASE_ERR_TIMEOUT || status == LEASE_ERR_INVALID || status == LEASE_ERR_LOST ||
+          status == LEASE_ERR_NOT_FOUND);
+    if (status == LEASE_OK) __atomic_add_fetch(&good, 1, __ATOMIC_SEQ_CST);
+    if (status == LEASE_ERR_INVALID) __atomic_add_fetch(&stale, 1, __ATOMIC_SEQ_CST);
 }
 
 static void use(int at) {
@@ -58,14 +59,15 @@ static void use(int at) {
 
 static void replace(int at) {
     char name[32];
-    snprintf(name, sizeof name, "shared/%d", at);
+    static int names;
     lease_t *l = NULL;
     lease_pending_t *p = NULL;
     lease_watch_t *w = NULL;
     lease_error_t *e = NULL;
-    lease_status acquired = lease_manager_acquire(manager, name, 0, NULL, &l, NULL);
-    expect(acquired);
-    if (acquired == LEASE_OK) lease_free(__atomic_exchange_n(&leases[at], l, __ATOMIC_SEQ_CST));
+    /* A name of its own each time: nobody holds it yet. */
+    snprintf(name, sizeof name, "shared/%d", __atomic_add_fetch(&names, 1, __ATOMIC_SEQ_CST));
+    CHECK_OK(lease_manager_acquire(manager, name, 0, NULL, &l, &error));
+    lease_free(__atomic_exchange_n(&leases[at], l, __ATOMIC_SEQ_CST));
     snprintf(name, sizeof name, "pending/%d", at);
     CHECK_OK(lease_manager_acquire_start(manager, name, 0, NULL, &p, &error));
     lease_pending_free(__atomic_exchange_n(&pendings[at], p, __ATOMIC_SEQ_CST));
@@ -156,6 +158,9 @@ int main(int count, char **arguments) {
     CHECK_OK(lease_manager_close(manager, &error));
     lease_manager_free(manager);
     CHECK(good > rounds && registered > 0);
-    printf("%d calls went well, %d were refused, %d callbacks were freed\nok\n", good, refused, freed);
+    printf("%d calls went well, %d met a handle that was no more, %d callbacks were freed\n", good, stale, freed);
+    /* Of many rounds some must have met what another thread was freeing. */
+    CHECK(stale > 0 || rounds < 1000);
+    puts("ok");
     return 0;
 }

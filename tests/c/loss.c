@@ -4,7 +4,7 @@
 
 #include <sys/epoll.h>
 
-enum { TTL_MS = 1500 };
+enum { TTL_MS = 3000 };
 
 typedef struct {
     int reason, calls, freed;
@@ -48,20 +48,21 @@ int main(int count, char **arguments) {
     CHECK(poller >= 0 && epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event) == 0);
     CHECK(epoll_wait(poller, &event, 1, 0) == 0);
 
-    /* Kept over several renewals while the store answers. */
-    CHECK(readable(fd, 2 * TTL_MS) == 0 && lease_is_held(l));
+    /* Kept over renewals while the store answers. */
+    CHECK(readable(fd, TTL_MS) == 0 && lease_is_held(l));
 
     cut_now(cut);
     int64_t since = now_ms();
     CHECK(epoll_wait(poller, &event, 1, 10000) == 1);
     int64_t by_fd = now_ms() - since;
-    /* It was confirmed before the cut, and nobody else can have the name before confirmed + ttl. */
-    CHECK(by_fd <= TTL_MS / 2 + 250);
+    /* It is told at half the ttl after it was confirmed, which was before the cut; nobody else can have the name before the
+     * whole. A busy machine may be late, and no later than that. */
+    CHECK(by_fd < TTL_MS);
     CHECK(!lease_is_held(l) && lease_remaining_ms(l) == 0);
     CHECK(lease_end_reason(l) == LEASE_END_UNREACHABLE);
     CHECK_STATUS(LEASE_ERR_LOST, "nightly", lease_check(l, &error));
     EVENTUALLY(__atomic_load_n(&told.freed, __ATOMIC_SEQ_CST) == 1);
-    CHECK(told.calls == 1 && told.reason == LEASE_END_UNREACHABLE && told.at - since <= TTL_MS / 2 + 250);
+    CHECK(told.calls == 1 && told.reason == LEASE_END_UNREACHABLE && told.at - since < TTL_MS);
     /* Level-triggered: readable as often as one asks. */
     CHECK(epoll_wait(poller, &event, 1, 0) == 1 && readable(fd, 0) == 1);
 

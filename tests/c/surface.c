@@ -99,7 +99,7 @@ static void losses(lease_manager_t *m) {
     CHECK(readable(fd, 5000) == 1 && !lease_is_held(l) && lease_end_reason(l) == LEASE_END_GONE);
     CHECK_OK(lease_on_lost(l, count, late, freed, &error));
     CHECK_STATUS(LEASE_ERR_LOST, "gone", lease_release(l, &error));
-    EVENTUALLY(__atomic_load_n(&late[1], __ATOMIC_SEQ_CST) == 1);
+    EVENTUALLY(__atomic_load_n(&late[1], __ATOMIC_SEQ_CST) == 1 && __atomic_load_n(&told[1], __ATOMIC_SEQ_CST) == 1);
     CHECK(told[0] == 100 + LEASE_END_GONE && told[1] == 1);
     CHECK(late[0] == 100 + LEASE_END_GONE && late[1] == 1);
     lease_free(l);
@@ -154,9 +154,16 @@ static void waits(lease_manager_t *m) {
     close(ends[1]);
 }
 
+static int calls;
+
 static void *next_for_ever(void *data) {
     lease_record_t *record = NULL;
-    CHECK_STATUS(LEASE_ERR_INVALID, "freed meanwhile", lease_watch_next(data, LEASE_WAIT_FOREVER, &record, &error));
+    /* Each call but the last is begun before the watch is freed. */
+    while (lease_watch_next(data, LEASE_WAIT_FOREVER, &record, NULL) == LEASE_OK) {
+        lease_record_free(record);
+        __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST);
+    }
+    CHECK(lease_watch_next(data, LEASE_WAIT_FOREVER, &record, NULL) == LEASE_ERR_INVALID);
     return NULL;
 }
 
@@ -166,10 +173,12 @@ static void watches(lease_manager_t *m) {
     lease_record_t *record = NULL;
     pthread_t thread;
     CHECK_OK(lease_manager_watch(m, "watched", &watch, &error));
-    CHECK_OK(lease_watch_next(watch, 0, &record, &error));
-    CHECK(record == NULL);
     CHECK(pthread_create(&thread, NULL, next_for_ever, watch) == 0);
+    /* It has had the first record, and waits for a change that does not come. */
+    EVENTUALLY(__atomic_load_n(&calls, __ATOMIC_SEQ_CST) == 1);
+    int64_t since = now_ms();
     CHECK_STATUS(LEASE_ERR_TIMEOUT, "nothing changed", lease_watch_next(watch, 50, &record, &error));
+    CHECK(now_ms() - since < 5000);
     lease_watch_free(watch);
     CHECK(pthread_join(thread, NULL) == 0);
     CHECK_STATUS(LEASE_ERR_INVALID, "name", lease_manager_watch(m, "", &watch, &error));
@@ -205,6 +214,11 @@ static void wrong_arguments(lease_manager_t *m) {
     CHECK_STATUS(LEASE_ERR_INVALID, "fd is 999, which is not open", lease_options_set_cancel_fd(o, 999, &error));
     CHECK_OK(lease_options_set(o, "ttl", "1ms", &error));
     CHECK_STATUS(LEASE_ERR_INVALID, "too short", lease_manager_acquire(m, "n", 0, o, &l, &error));
+    CHECK_OK(lease_options_set(o, "timeout", "1s", &error));
+    CHECK_STATUS(LEASE_ERR_INVALID, "argument timeout_ms", lease_manager_acquire(m, "n", 0, o, &l, &error));
+    CHECK_STATUS(LEASE_ERR_INVALID, "argument timeout_ms", lease_manager_open("memory:", o, &out, &error));
+    lease_options_free(o);
+    o = lease_options_new();
     CHECK_OK(lease_options_set(o, "request_timeout", "1s", &error));
     CHECK_STATUS(LEASE_ERR_INVALID, "the manager's", lease_manager_acquire(m, "n", 0, o, &l, &error));
     CHECK(out == NULL && l == NULL);
@@ -217,6 +231,7 @@ static void wrong_arguments(lease_manager_t *m) {
     CHECK_STATUS(LEASE_ERR_INVALID, "o is no lease_options_t", lease_options_set(o, "ttl", "1s", &error));
     CHECK_STATUS(LEASE_ERR_INVALID, "m is no lease_manager_t", lease_manager_ping((lease_manager_t *)(void *)name, &error));
     CHECK_STATUS(LEASE_ERR_INVALID, "l is NULL", lease_check(NULL, &error));
+    CHECK(lease_end_reason(NULL) == -2 && lease_remaining_ms(NULL) == 0);
     CHECK(lease_token((lease_t *)(void *)m) == 0 && lease_name(NULL) == NULL && !lease_is_held(NULL));
     CHECK(lease_manager_ping(NULL, NULL) == LEASE_ERR_INVALID);
     lease_free((lease_t *)(void *)m);
@@ -233,9 +248,34 @@ static void log_line(int level, const char *message, void *data) {
     __atomic_add_fetch((int *)data, 1, __ATOMIC_SEQ_CST);
 }
 
+static void late_callback(int32_t reason, void *data) {
+    CHECK(reason == LEASE_END_GONE);
+    __atomic_add_fetch((int *)data, 1, __ATOMIC_SEQ_CST);
+}
+
+/* A loss is told to a callback though the manager was closed since. */
+static void told_after_close(void) {
+    lease_manager_t *m = NULL;
+    lease_t *lost = NULL, *held = NULL;
+    int told = 0;
+    CHECK_OK(lease_manager_open("memory:", NULL, &m, &error));
+    CHECK_OK(lease_manager_acquire(m, "lost", 0, NULL, &lost, &error));
+    CHECK_OK(lease_manager_acquire(m, "held", 0, NULL, &held, &error));
+    CHECK_OK(lease_manager_break(m, "lost", lease_token(lost), &error));
+    CHECK_STATUS(LEASE_ERR_LOST, "gone", lease_confirm(lost, &error));
+    CHECK_OK(lease_manager_close(m, &error));
+    CHECK_OK(lease_on_lost(lost, late_callback, &told, NULL, &error));
+    CHECK_OK(lease_on_lost(held, late_callback, &told, NULL, &error));
+    EVENTUALLY(__atomic_load_n(&told, __ATOMIC_SEQ_CST) == 1);
+    CHECK(lease_end_reason(held) == LEASE_END_CLOSED);
+    lease_free(lost), lease_free(held), lease_manager_free(m);
+    CHECK(told == 1);
+}
+
 int main(void) {
     lease_manager_t *m = NULL;
     versions();
+    told_after_close();
     lease_set_log(log_line, &lines);
     CHECK_OK(lease_manager_open("memory:", NULL, &m, &error));
     verbs(m);

@@ -26,7 +26,7 @@ int main() {
         held.confirm();
         CHECK(!manager.try_acquire("nightly"));
         try {
-            manager.acquire("nightly", 20ms);
+            (void)manager.acquire("nightly", 20ms);
             CHECK(!"it is held");
         } catch (const lease::Timeout &error) {
             CHECK(error.is_retryable() && error.name() == "nightly" && !error.holder().empty());
@@ -88,17 +88,35 @@ int main() {
     check_throws<lease::Invalid>([&] { pending.take(); });
 
     check_throws<lease::Invalid>([] { lease::Manager("nowhere"); });
-    check_throws<lease::Invalid>([&] { manager.acquire(std::string("cut\0off", 7), 1s); });
-    check_throws<lease::Invalid>([&] { manager.acquire("negative", -1ms); });
+    check_throws<lease::Invalid>([&] { (void)manager.acquire(std::string("cut\0off", 7), 1s); });
+    check_throws<lease::Invalid>([&] { (void)manager.acquire("negative", -1ms); });
     check_throws<lease::Invalid>([&] { lease::Manager moved = std::move(manager); manager.ping(); });
+    check_throws<lease::Invalid>([&] {
+        lease::Options options, moved = std::move(options);
+        (void)manager.acquire("moved", 0ms, options);
+    });
     lease::Manager again_open("memory:");
     manager = std::move(again_open);
-    check_throws<lease::Invalid>([&] { manager.acquire("", 1s); });
+    check_throws<lease::Invalid>([&] { (void)manager.acquire("", 1s); });
     check_throws<lease::Invalid>([] { lease::Options().set("tll", "1s"); });
     check_throws<lease::NotFound>([&] { manager.break_lease("nightly", 1); });
     lease::Fence fence;
     { auto admitted = fence.admit("row", 8); }
     check_throws<lease::Lost>([&] { auto admitted = fence.admit("row", 7); });
+    {
+        auto admitted = fence.admit("row", 9);
+        fence = lease::Fence();
+    }
+    {
+        // Of one's own close the token tells when it is asked for.
+        lease::Manager closed("memory:");
+        lease::Lease held = closed.acquire("closed");
+        closed.close();
+        CHECK(held.end_reason() == lease::EndReason::closed);
+#ifdef LEASE_HAS_STOP_TOKEN
+        CHECK(held.stop_token().stop_requested());
+#endif
+    }
     manager.close();
     check_throws<lease::Closed>([&] { manager.ping(); });
     std::puts("ok");

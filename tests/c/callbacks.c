@@ -1,0 +1,147 @@
+/* Callbacks: what they may do, when they run, and that none starts after lease_free has returned. */
+#define _GNU_SOURCE
+#include "check.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+static lease_manager_t *manager;
+
+typedef struct {
+    lease_t *lease;
+    int started, finished, freed;
+    /* The callback goes on when this is closed; -1: at once. */
+    int gate;
+} told_t;
+
+static void freed(void *data) {
+    __atomic_add_fetch(&((told_t *)data)->freed, 1, __ATOMIC_SEQ_CST);
+}
+
+static void wait_at_gate(int32_t reason, void *data) {
+    told_t *told = data;
+    char byte;
+    CHECK(reason == LEASE_END_GONE);
+    __atomic_add_fetch(&told->started, 1, __ATOMIC_SEQ_CST);
+    if (told->gate >= 0) CHECK(read(told->gate, &byte, 1) == 0);
+    __atomic_add_fetch(&told->finished, 1, __ATOMIC_SEQ_CST);
+}
+
+static lease_t *acquire(const char *name) {
+    lease_t *l = NULL;
+    CHECK_OK(lease_manager_acquire(manager, name, 10000, NULL, &l, &error));
+    return l;
+}
+
+static void lose(lease_t *l) {
+    CHECK_OK(lease_manager_break(manager, lease_name(l), lease_token(l), &error));
+    CHECK_STATUS(LEASE_ERR_LOST, "gone", lease_confirm(l, &error));
+}
+
+static int read_count(int *count) {
+    return __atomic_load_n(count, __ATOMIC_SEQ_CST);
+}
+
+static void *free_lease(void *lease) {
+    lease_free(lease);
+    return NULL;
+}
+
+/* One runs, another waits for the thread: freeing the first lease waits for it, freeing the second takes it back. */
+static void freeing(void) {
+    int gate[2];
+    pthread_t thread;
+    CHECK(pipe(gate) == 0);
+    told_t running = {NULL, 0, 0, 0, gate[0]}, queued = {NULL, 0, 0, 0, -1};
+    lease_t *first = acquire("first"), *second = acquire("second");
+    CHECK_OK(lease_on_lost(first, wait_at_gate, &running, freed, &error));
+    CHECK_OK(lease_on_lost(second, wait_at_gate, &queued, freed, &error));
+    lose(first);
+    EVENTUALLY(read_count(&running.started) == 1);
+    lose(second);
+    lease_free(second);
+    CHECK(pthread_create(&thread, NULL, free_lease, first) == 0);
+    /* Once the handle is gone the call is under way. */
+    EVENTUALLY(lease_token(first) == 0);
+    CHECK(read_count(&running.finished) == 0);
+    close(gate[1]);
+    CHECK(pthread_join(thread, NULL) == 0);
+    CHECK(read_count(&running.finished) == 1);
+    EVENTUALLY(read_count(&running.freed) == 1 && read_count(&queued.freed) == 1);
+    CHECK(read_count(&queued.started) == 0);
+    close(gate[0]);
+}
+
+static void use_everything(int32_t reason, void *data) {
+    told_t *told = data;
+    lease_t *again = NULL;
+    lease_record_t *record = NULL;
+    int fd = -1;
+    CHECK(reason == LEASE_END_GONE && lease_end_reason(told->lease) == LEASE_END_GONE);
+    CHECK_OK(lease_cancelled_fd(told->lease, &fd, &error));
+    CHECK(readable(fd, 0) == 1);
+    CHECK_OK(lease_manager_acquire(manager, "mine", 10000, NULL, &again, &error));
+    CHECK_STATUS(LEASE_ERR_TIMEOUT, "held by", lease_manager_acquire(manager, "mine", 20, NULL, &again, &error));
+    CHECK_OK(lease_manager_inspect(manager, "mine", &record, &error));
+    lease_record_free(record);
+    CHECK_OK(lease_release(again, &error));
+    lease_free(again);
+    CHECK_STATUS(LEASE_ERR_LOST, "gone", lease_release(told->lease, &error));
+    /* Its own lease: waits for nobody. */
+    lease_free(told->lease);
+    CHECK_STATUS(LEASE_ERR_INVALID, "freed", lease_check(told->lease, &error));
+    __atomic_add_fetch(&told->finished, 1, __ATOMIC_SEQ_CST);
+}
+
+static void close_manager(int32_t reason, void *data) {
+    told_t *told = data;
+    CHECK(reason == LEASE_END_GONE);
+    lease_free(told->lease);
+    CHECK_OK(lease_manager_close(manager, &error));
+    lease_manager_free(manager);
+    __atomic_add_fetch(&told->finished, 1, __ATOMIC_SEQ_CST);
+}
+
+/* Many on one lease, each once. */
+static void many(void) {
+    told_t told[20];
+    lease_t *l = acquire("many");
+    for (int at = 0; at < 20; at++) {
+        told[at] = (told_t){l, 0, 0, 0, -1};
+        CHECK_OK(lease_on_lost(l, wait_at_gate, &told[at], freed, &error));
+    }
+    lose(l);
+    for (int at = 0; at < 20; at++) EVENTUALLY(read_count(&told[at].freed) == 1);
+    for (int at = 0; at < 20; at++) CHECK(told[at].started == 1 && told[at].finished == 1);
+    lease_free(l);
+}
+
+int main(void) {
+    CHECK_OK(lease_manager_open("memory:", NULL, &manager, &error));
+    freeing();
+    many();
+
+    told_t told = {acquire("used"), 0, 0, 0, -1};
+    CHECK_OK(lease_on_lost(told.lease, use_everything, &told, freed, &error));
+    lose(told.lease);
+    EVENTUALLY(read_count(&told.freed) == 1);
+    CHECK(told.finished == 1);
+
+    /* Whatever the call that is refused: the data is freed. */
+    told_t refused = {NULL, 0, 0, 0, -1};
+    lease_t *l = acquire("refused");
+    CHECK_STATUS(LEASE_ERR_INVALID, "callback is NULL", lease_on_lost(l, NULL, &refused, freed, &error));
+    CHECK_STATUS(LEASE_ERR_INVALID, "l is NULL", lease_on_lost(NULL, wait_at_gate, &refused, freed, &error));
+    CHECK_OK(lease_on_lost(l, wait_at_gate, NULL, NULL, &error));
+    CHECK(refused.freed == 2 && refused.started == 0);
+    lease_free(l);
+
+    told_t last = {acquire("last"), 0, 0, 0, -1};
+    CHECK_OK(lease_on_lost(last.lease, close_manager, &last, freed, &error));
+    lose(last.lease);
+    EVENTUALLY(read_count(&last.freed) == 1);
+    CHECK(last.finished == 1);
+    CHECK_STATUS(LEASE_ERR_INVALID, "freed", lease_manager_ping(manager, &error));
+    puts("ok");
+    return 0;
+}
