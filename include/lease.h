@@ -36,7 +36,10 @@
  * Blocking   No call blocks without a bound: a timeout you gave, the request timeout (3 s), or 5 s. Signals end no wait.
  * fork       A child has none of its parent's handles: they give LEASE_ERR_FORKED, and their _free does nothing. The leases
  *            stay the parent's. It may open managers of its own, but not a database file that its parent had open at the
- *            fork. It must not read or write inherited descriptors. (Not for vfork and a raw clone.)
+ *            fork. It must not read or write inherited descriptors. (Not for vfork, _Fork and a raw clone.)
+ * Elsewhere  lease_manager_open reads the environment: no setenv meanwhile. pthread_cancel in a call ends the process. Nobody
+ *            else in the process may open the database file, with an SQLite of its own or a second copy of this library:
+ *            closing it drops the locks of this one.
  * exit       releases nothing: what was not released or closed stays held until its ttl has passed.
  * Units      Times are milliseconds, int64_t, their names end in _ms; options are texts with a unit: "15s". Tokens are
  *            int64_t and at least 1. Texts are UTF-8 without NUL. A name has 1 to 512 bytes.
@@ -351,7 +354,7 @@ lease_status lease_options_set(lease_options_t *o,
  * `LEASE_ERR_CANCELLED`. Use a pipe, a socket or an eventfd: a signal handler may write to it. It is only polled, and duplicated,
  * so you may close yours afterwards. -1 sets none.
  *
- * Errors: INVALID when it is not open, LIMIT when no descriptor is left.
+ * Errors: INVALID when it is not open, or of a file or directory; LIMIT when no descriptor is left.
  */
 lease_status lease_options_set_cancel_fd(lease_options_t *o,
                                          int fd,
@@ -506,6 +509,8 @@ lease_status lease_confirm(lease_t *l,
  *
  * `free_user_data` (or NULL) is called with `user_data` exactly once in every case, on any thread: after the callback, when there
  * will be none, or when this call fails.
+ *
+ * Errors: LIMIT when the thread for callbacks cannot be started.
  */
 lease_status lease_on_lost(lease_t *l,
                            void (*callback)(int32_t reason, void *user_data),

@@ -309,6 +309,7 @@ public:
     void confirm() { detail::call(lease_confirm, get()); }
     /** Calls back once, on a thread of the library, if it is lost. The callback must not throw. */
     void on_lost(std::function<void(EndReason)> callback) {
+        if (!callback) throw Invalid(LEASE_ERR_INVALID, "argument callback is empty: give a function");
         auto *data = new std::function<void(EndReason)>(std::move(callback));
         // The library frees it in every case, a failure included.
         detail::call(lease_on_lost, get(), &Lease::lost, static_cast<void *>(data), &Lease::free_callback);

@@ -12,6 +12,7 @@ use tracing::Instrument;
 use crate::engine::Handle;
 use crate::error::{EndReason, Error, Result};
 use crate::heartbeat::Pulse;
+use crate::runtime;
 use crate::store::{Name, Token};
 
 /// A name that is yours, as long as [`is_held`](Self::is_held) says so.
@@ -207,19 +208,25 @@ impl Lease {
     /// Calls back once it has ended, for whatever reason; also when it had ended before. The calls of a manager are made on
     /// a thread for them, where they may block and call the library: a slow one delays others, and no heartbeat. Closing
     /// the manager waits for them, 5 s at most; after that they are made by this very call.
-    pub fn on_end(&self, callback: impl FnOnce(EndReason) + Send + 'static) {
+    ///
+    /// # Errors
+    /// `Limit` when that thread cannot be started.
+    pub fn on_end(&self, callback: impl FnOnce(EndReason) + Send + 'static) -> Result<()> {
         let (core, pulse) = (self.handle.core.clone(), self.pulse.clone());
+        core.env.start_calls().map_err(|error| error.during("on_end", Some(self.name())))?;
         // Closing ends every lease before it stops what could watch them.
         if let Some(reason) = self.end_reason() {
-            core.env.call(Box::new(move || callback(reason)));
-            return;
+            let here = core.env.call(Box::new(move || callback(reason)));
+            here.into_iter().for_each(runtime::call);
+            return Ok(());
         }
         self.handle.core.env.spawn(Box::pin(async move {
             pulse.ended.cancelled().await;
             if let Some(reason) = pulse.end_reason() {
-                core.env.call(Box::new(move || callback(reason)));
+                drop(core.env.call(Box::new(move || callback(reason))));
             }
         }));
+        Ok(())
     }
 
     fn error(&self, operation: &'static str, reason: EndReason) -> Error {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_core::Stream;
+use futures_lite::StreamExt;
 use tracing::Instrument;
 
 use crate::config::{Builder, Config};
@@ -142,7 +143,7 @@ impl Manager {
         }
         let watch = Watch { manager: self.clone(), seen: None, failed: false, over: false };
         let name = Name::new(name.as_ref());
-        Box::pin(futures_lite::stream::unfold((watch, name), |(mut watch, name)| async move {
+        let changes = futures_lite::stream::unfold((watch, name), |(mut watch, name)| async move {
             if watch.over {
                 return None;
             }
@@ -153,7 +154,9 @@ impl Manager {
             watch.failed = item.is_err();
             watch.over = matches!(&item, Err(error) if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Invalid));
             Some((item, (watch, name)))
-        }))
+        });
+        // Whoever asks on after the last gets nothing, and no panic.
+        Box::pin(changes.fuse())
     }
 
     async fn next_change(&self, name: &Name, seen: &mut Option<Seen>, failed: bool) -> Result<Change> {

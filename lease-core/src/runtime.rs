@@ -10,8 +10,8 @@ use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -49,9 +49,14 @@ pub trait Environment: Send + Sync + 'static {
     fn deliver(&self, job: Job);
     /// Runs a job that writes a log line or a figure. Dropped when the user's subscriber cannot keep up.
     fn log(&self, job: Job);
-    /// Runs a callback of the user's, which may block and call the library. Kept in order; after [`stop`](Self::stop),
-    /// by this very call.
-    fn call(&self, job: Job);
+    /// Makes sure that there is a thread for callbacks.
+    ///
+    /// # Errors
+    /// `Limit` when there cannot be one.
+    fn start_calls(&self) -> Result<()>;
+    /// Runs a callback of the user's, which may block and call the library, on that thread. Kept in order. Gives it back
+    /// after [`stop`](Self::stop).
+    fn call(&self, job: Job) -> Option<Job>;
     /// Whether this thread is the library's, which must not block.
     fn is_library_thread(&self) -> bool;
     /// Lets running tasks end, at most until `limit`, then stops all threads. Resolves when they are gone.
@@ -118,38 +123,25 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a process has once. A forked child inherits it, locked for ever if another thread of its parent had it locked then.
-pub(crate) struct PerProcess<T> {
-    process: AtomicU32,
-    value: Mutex<T>,
+/// Shared by all who are inside of what a forked child inherits as it is at that moment: tables of this process, and `SQLite`.
+static STILL: RwLock<()> = RwLock::new(());
+
+/// Keeps a fork waiting. Never twice on one thread, and never while anything is waited for that another process has.
+pub(crate) fn keep_from_forking() -> RwLockReadGuard<'static, ()> {
+    STILL.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<T> PerProcess<T> {
-    pub(crate) const fn new(value: T) -> Self {
-        Self { process: AtomicU32::new(0), value: Mutex::new(value) }
-    }
+/// Waits until no thread is inside of what a forked child inherits locked, and lets none in, until dropped. For bindings, to be
+/// held over a `fork`: else the child may hang when it opens a store of its own.
+pub fn hold_still() -> Still {
+    Still { _alone: STILL.write().unwrap_or_else(PoisonError::into_inner) }
+}
 
-    /// Locks it; in a child that cannot have it, `Forked` after a second.
-    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, T>> {
-        let (this, nobody) = (std::process::id(), 0);
-        let known = self.process.compare_exchange(nobody, this, Ordering::AcqRel, Ordering::Acquire);
-        if known.is_ok() || known == Err(this) {
-            return Ok(lock(&self.value));
-        }
-        for _ in 0..1_000 {
-            match self.value.try_lock() {
-                Ok(value) => {
-                    // No thread of the parent has it any more: from now on it is as any lock.
-                    self.process.store(this, Ordering::Release);
-                    return Ok(value);
-                }
-                Err(TryLockError::Poisoned(value)) => return Ok(value.into_inner()),
-                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
-            }
-        }
-        let message = "this process was forked while another thread opened or closed a manager: start it with exec";
-        Err(Error::new(ErrorKind::Forked, message))
-    }
+/// What [`hold_still`] gives.
+#[derive(Debug)]
+#[must_use = "it is over when this is dropped"]
+pub struct Still {
+    _alone: RwLockWriteGuard<'static, ()>,
 }
 
 thread_local! {
@@ -264,26 +256,27 @@ impl Environment for System {
     }
 
     fn deliver(&self, job: Job) {
-        if LIBRARY_THREAD.get() { self.wakes.send(job) } else { call(job) }
+        // After `stop` there is no other thread, and dropping the job would wake from here too.
+        let here = if LIBRARY_THREAD.get() { self.wakes.try_send(job) } else { Some(job) };
+        here.into_iter().for_each(call);
     }
 
     fn log(&self, job: Job) {
         if LIBRARY_THREAD.get() { self.logs.send(job) } else { call(job) }
     }
 
-    fn call(&self, job: Job) {
-        let unsent = {
-            let mut calls = lock(&self.calls);
-            if calls.is_none() && !lock(&self.wakes.queue).stopped {
-                *calls = Dispatcher::start("lease-call", usize::MAX).ok();
-            }
-            // If no thread is to be had: a callback in the way of others is better than none.
-            calls.as_ref().unwrap_or(&self.wakes).try_send(job)
-        };
-        if let Some(job) = unsent
-            && !LIBRARY_THREAD.get()
-        {
-            call(job);
+    fn start_calls(&self) -> Result<()> {
+        let mut calls = lock(&self.calls);
+        if calls.is_none() && !lock(&self.wakes.queue).stopped {
+            *calls = Some(Dispatcher::start("lease-call", usize::MAX)?);
+        }
+        Ok(())
+    }
+
+    fn call(&self, job: Job) -> Option<Job> {
+        match lock(&self.calls).clone() {
+            Some(calls) => calls.try_send(job),
+            None => Some(job),
         }
     }
 
@@ -336,7 +329,7 @@ impl Drop for System {
 }
 
 /// Runs user code. Its panic ends it, and nothing else: not the delivery to others, nor what the caller has still to do.
-fn call(job: Job) {
+pub(crate) fn call(job: Job) {
     // The panic hook has printed it.
     drop(catch_unwind(AssertUnwindSafe(job)));
 }

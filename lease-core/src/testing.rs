@@ -154,8 +154,13 @@ impl Environment for TestEnvironment {
         job();
     }
 
-    fn call(&self, job: Job) {
+    fn start_calls(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn call(&self, job: Job) -> Option<Job> {
         job();
+        None
     }
 
     fn is_library_thread(&self) -> bool {

@@ -358,7 +358,8 @@ fn a_callback_may_block_and_call_back() {
             told.send((reason, thread, again.is_ok())).unwrap();
             let _ = gate.recv();
         }
-    });
+    })
+    .unwrap();
     block_on(other.break_lease("lost", lost.token())).unwrap();
     let (reason, thread, again) = reasons.recv_timeout(Duration::from_secs(10)).expect("the callback runs");
     assert!(reason.is_loss() && again, "{reason:?}");
@@ -372,14 +373,32 @@ fn a_callback_may_block_and_call_back() {
     kept.on_end({
         let told = told.clone();
         move |reason| told.send((reason, None, true)).unwrap()
-    });
+    })
+    .unwrap();
     block_on(kept.give_back()).unwrap();
     block_on(kept.give_back()).unwrap();
     drop(open);
     assert_eq!(reasons.recv_timeout(Duration::from_secs(10)).unwrap().0, lease_core::EndReason::Released);
-    lost.on_end(move |reason| told.send((reason, None, true)).unwrap());
+    lost.on_end(move |reason| told.send((reason, None, true)).unwrap()).unwrap();
     assert!(reasons.recv_timeout(Duration::from_secs(10)).unwrap().0.is_loss());
-    drop((lost, kept));
+
+    // From within, when everything is closed already: as harmless as from elsewhere.
+    let (told, closes) = std::sync::mpsc::channel();
+    let last = acquire("last");
+    last.on_end({
+        let manager = manager.clone();
+        move |_| {
+            let closes = [(); 3].map(|()| block_on(manager.close()).is_ok());
+            told.send(closes).unwrap();
+        }
+    })
+    .unwrap();
+    block_on(last.give_back()).unwrap();
+    assert_eq!(closes.recv_timeout(Duration::from_secs(10)).unwrap(), [true; 3]);
+    let (told, late) = std::sync::mpsc::channel();
+    lost.on_end(move |reason| told.send(reason).unwrap()).unwrap();
+    assert!(late.recv_timeout(Duration::from_secs(10)).unwrap().is_loss(), "told after the close too");
+    drop((lost, kept, last));
     block_on(manager.close()).unwrap();
     block_on(other.close()).unwrap();
     no_thread_is_left();

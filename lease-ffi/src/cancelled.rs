@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use lease_core::{CancellationToken, Lease, Result};
+use rustix::thread::{Pid, gettid};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::wait::Signal;
@@ -92,11 +92,17 @@ pub(crate) struct Callbacks {
 #[derive(Default)]
 struct State {
     closed: bool,
-    running: Option<ThreadId>,
+    /// The thread of the callback that runs.
+    running: Option<Pid>,
 }
 
 impl Callbacks {
-    pub(crate) fn add(self: &Arc<Self>, lease: &Lease, callback: extern "C" fn(i32, *mut c_void), data: UserData) {
+    pub(crate) fn add(
+        self: &Arc<Self>,
+        lease: &Lease,
+        callback: extern "C" fn(i32, *mut c_void),
+        data: UserData,
+    ) -> Result<()> {
         let this = self.clone();
         lease.on_end(move |reason| {
             // Whole, not by its fields: it is freed at the end.
@@ -106,14 +112,14 @@ impl Callbacks {
                 this.state.lock().unwrap_or_else(PoisonError::into_inner).running = None;
                 this.idle.notify_all();
             }
-        });
+        })
     }
 
     /// Whether a callback may start.
     fn begin(&self) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if !state.closed {
-            state.running = Some(thread::current().id());
+            state.running = Some(gettid());
         }
         !state.closed
     }
@@ -122,7 +128,7 @@ impl Callbacks {
     pub(crate) fn close(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.closed = true;
-        let own = Some(thread::current().id());
+        let own = Some(gettid());
         let wait = self
             .idle
             .wait_timeout_while(state, CALLBACK_LIMIT, |state| state.running.is_some() && state.running != own);

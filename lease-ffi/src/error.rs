@@ -69,6 +69,15 @@ pub(crate) fn handle(error: &Error) -> Result<*mut lease_error_t> {
         let _ = write!(message, ": {error}");
         cause = error.source();
     }
+    // One line, and nothing that a terminal would obey: paths and names may have anything in them.
+    let message: String = message.chars().fold(String::new(), |mut line, letter| {
+        if letter.is_control() {
+            line.extend(letter.escape_default());
+        } else {
+            line.push(letter);
+        }
+        line
+    });
     insert(Arc::new(Failure {
         message: c_string(&message),
         name: error.name().map(c_string),

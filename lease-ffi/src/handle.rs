@@ -6,6 +6,7 @@
 //! Invariant: nothing is dropped, and no user code runs, while the table is locked.
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use lease_core::runtime::{Still, hold_still};
 use lease_core::{Error, ErrorKind, Result, Token};
 use slotmap::{DefaultKey, Key, KeyData, SlotMap};
 
@@ -60,16 +62,29 @@ static FORKS: AtomicU32 = AtomicU32::new(0);
 /// gives 32 and 32; so many slots are enough.
 const INDEX_BITS: u32 = 24;
 
+thread_local! {
+    /// Kept by the thread that forks, while it does.
+    static HELD_STILL: RefCell<Option<Still>> = const { RefCell::new(None) };
+}
+
 fn at_fork() {
     static ONCE: AtomicBool = AtomicBool::new(false);
+    // A thread at its very end, which has no such places any more, forks without.
+    extern "C" fn before() {
+        let _ = HELD_STILL.try_with(|still| *still.borrow_mut() = Some(hold_still()));
+    }
+    extern "C" fn after() {
+        let _ = HELD_STILL.try_with(RefCell::take);
+    }
     extern "C" fn in_child() {
         FORKS.fetch_add(1, Ordering::Relaxed);
         TABLE.forget();
         crate::log::SINK.forget();
+        after();
     }
     if !ONCE.swap(true, Ordering::AcqRel) {
-        // SAFETY: the handler only stores to atomics.
-        let failed = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+        // SAFETY: the handlers take and give back a lock of this thread's, and store to atomics.
+        let failed = unsafe { libc::pthread_atfork(Some(before), Some(after), Some(in_child)) };
         assert_eq!(failed, 0, "a handler for fork can be registered");
     }
 }

@@ -4,12 +4,12 @@ use std::ffi::{CString, c_char, c_int};
 use std::ptr;
 use std::sync::{Arc, OnceLock};
 
-use futures_lite::future::block_on;
 use lease_core::{EndReason, Lease, Result};
 
 use crate::cancelled::{Callbacks, Ended};
 use crate::error::{c_string, lease_error_t, lease_status};
 use crate::handle::{export, find, insert, is_forked, millis, remove, value};
+use crate::wait::block_on;
 
 /// A lease: a name that is yours, as long as `lease_is_held` says so. Free it with `lease_free`.
 pub struct lease_t {
@@ -132,6 +132,8 @@ pub extern "C" fn lease_confirm(l: *mut lease_t, err: *mut *mut lease_error_t) -
 ///
 /// `free_user_data` (or NULL) is called with `user_data` exactly once in every case, on any thread: after the callback, when there
 /// will be none, or when this call fails.
+///
+/// Errors: LIMIT when the thread for callbacks cannot be started.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_on_lost(
     l: *mut lease_t,
@@ -144,8 +146,7 @@ pub extern "C" fn lease_on_lost(
     export(err, || {
         let callback = callback.ok_or_else(|| crate::handle::invalid("callback", "is NULL: give a function"))?;
         let held = held(l)?;
-        held.callbacks.add(&held.lease, callback, data);
-        Ok(())
+        held.callbacks.add(&held.lease, callback, data)
     })
 }
 

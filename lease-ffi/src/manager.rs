@@ -5,7 +5,6 @@ use std::future::IntoFuture;
 use std::ptr;
 use std::sync::Arc;
 
-use futures_lite::future::block_on;
 use lease_core::{Acquire, Manager, Name, Result};
 
 use crate::error::{cancelled, lease_error_t, lease_status};
@@ -13,7 +12,7 @@ use crate::handle::{export, find, insert, invalid, remove, text, timeout, value}
 use crate::lease::{Held, lease_t};
 use crate::options::{Set, lease_options_t, options};
 use crate::record::{lease_record_t, lease_records_t, record, records};
-use crate::wait::{Waited, wait};
+use crate::wait::{Waited, block_on, wait};
 
 /// A manager of leases on one store. Close it with `lease_manager_close`, free it with `lease_manager_free`.
 pub struct lease_manager_t {

@@ -6,6 +6,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lease_core::{Builder, Error, ErrorKind, Result};
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{lease_error_t, lease_status};
@@ -83,7 +84,7 @@ pub extern "C" fn lease_options_set(
 /// `LEASE_ERR_CANCELLED`. Use a pipe, a socket or an eventfd: a signal handler may write to it. It is only polled, and duplicated,
 /// so you may close yours afterwards. -1 sets none.
 ///
-/// Errors: INVALID when it is not open, LIMIT when no descriptor is left.
+/// Errors: INVALID when it is not open, or of a file or directory; LIMIT when no descriptor is left.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_options_set_cancel_fd(
     o: *mut lease_options_t,
@@ -102,12 +103,24 @@ pub extern "C" fn lease_options_set_cancel_fd(
                     Some(Errno::BADF) | None => invalid("fd", format!("is {fd}, which is not open")),
                     _ => Error::new(ErrorKind::Limit, "cannot duplicate the descriptor: raise the limit of open files"),
                 };
-                Some(Arc::new(duplicate.map_err(why)?))
+                let duplicate = duplicate.map_err(why)?;
+                pollable(fd, &duplicate)?;
+                Some(Arc::new(duplicate))
             }
         };
         options.0.lock().unwrap_or_else(PoisonError::into_inner).cancel = cancel;
         Ok(())
     })
+}
+
+/// Refuses what is readable at any time, or cannot be asked.
+fn pollable(fd: c_int, duplicate: &OwnedFd) -> Result<()> {
+    let kind = rustix::fs::fstat(duplicate).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    let is_path = rustix::fs::fcntl_getfl(duplicate).is_ok_and(|flags| flags.contains(OFlags::PATH));
+    if is_path || matches!(kind, Ok(FileType::RegularFile | FileType::Directory)) {
+        return Err(invalid("fd", format!("is {fd}, of a file or directory: give a pipe, a socket or an eventfd")));
+    }
+    Ok(())
 }
 
 /// Frees options. What was opened or acquired with them stays as it is. NULL is fine.

@@ -8,7 +8,6 @@ use std::task::{Context, Poll, Waker};
 
 use lease_core::{Acquiring, Error, ErrorKind, Lease, Name, Result};
 use rustix::event::epoll;
-use rustix::io::Errno;
 
 use crate::error::{cancelled, lease_error_t, lease_status};
 use crate::handle::{export, find, insert, invalid, remove, value};
@@ -47,12 +46,7 @@ impl Pending {
             let data = epoll::EventData::new_u64(0);
             let added = epoll::add(&both, &*signal, data, epoll::EventFlags::IN)
                 .and_then(|()| epoll::add(&both, cancel, data, epoll::EventFlags::IN));
-            added.map_err(|error| match error {
-                Errno::PERM => {
-                    invalid("opts", "has a cancel fd of a plain file or directory: give a pipe or an eventfd")
-                }
-                _ => Error::new(ErrorKind::Limit, "cannot watch the cancel fd").with_source(error),
-            })?;
+            added.map_err(|error| Error::new(ErrorKind::Limit, "cannot watch the cancel fd").with_source(error))?;
             Ok::<_, Error>(both)
         });
         let either = either.transpose()?;

@@ -2,8 +2,8 @@
 
 use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -62,6 +62,32 @@ impl Wake for Signal {
     }
 }
 
+/// Waits as long as it takes, with nothing of this thread's own: C calls from `atexit` and from destructors of thread-specific
+/// data, when what Rust keeps for a thread is gone.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    #[derive(Default)]
+    struct Parked(Mutex<bool>, Condvar);
+    impl Wake for Parked {
+        fn wake(self: Arc<Self>) {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            self.1.notify_one();
+        }
+    }
+    let mut future = pin!(future);
+    if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        return done;
+    }
+    let parked = Arc::new(Parked::default());
+    let waker = Waker::from(parked.clone());
+    loop {
+        if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return done;
+        }
+        let woken = parked.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *parked.1.wait_while(woken, |woken| !*woken).unwrap_or_else(PoisonError::into_inner) = false;
+    }
+}
+
 /// What ended a wait.
 pub(crate) enum Waited<T> {
     Done(T),
@@ -100,7 +126,7 @@ pub(crate) fn wait<T>(
         return Ok(Waited::Cancelled);
     }
     if limit.is_none() && cancel.is_none() {
-        return Ok(Waited::Done(futures_lite::future::block_on(future)));
+        return Ok(Waited::Done(block_on(future)));
     }
     let deadline = limit.map(|limit| Moment::now() + limit);
     if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {

@@ -130,6 +130,7 @@ impl Trials {
         );
         let flags = vec!["-lev".into()];
         self.program("events: libev", &ev, Program { flags, ..program("tests/c/events_ev.c") });
+        self.program("ends of threads and of the process", &[], program("tests/c/ends.c"));
         self.program("callbacks", &[], program("tests/c/callbacks.c"));
         self.program("handles", &[], Program { arguments: &["3000"], ..program("tests/c/handles.c") });
         self.program("signals", &[], program("tests/c/signals.c"));

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "check.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -212,6 +213,13 @@ static void wrong_arguments(lease_manager_t *m) {
     CHECK_STATUS(LEASE_ERR_INVALID, "number and a unit", lease_options_set(o, "ttl", "15", &error));
     CHECK_STATUS(LEASE_ERR_INVALID, "value is NULL", lease_options_set(o, "ttl", NULL, &error));
     CHECK_STATUS(LEASE_ERR_INVALID, "fd is 999, which is not open", lease_options_set_cancel_fd(o, 999, &error));
+    int file = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+    CHECK(file >= 0);
+    CHECK_STATUS(LEASE_ERR_INVALID, "of a file or directory", lease_options_set_cancel_fd(o, file, &error));
+    close(file);
+    lease_pending_t *p = NULL;
+    CHECK_STATUS(LEASE_ERR_INVALID, "name", lease_manager_acquire_start(m, "", 0, NULL, &p, &error));
+    CHECK_STATUS(LEASE_ERR_INVALID, "no\\nsuch", lease_manager_open("sqlite:no\nsuch/jobs.db", NULL, &out, &error));
     CHECK_OK(lease_options_set(o, "ttl", "1ms", &error));
     CHECK_STATUS(LEASE_ERR_INVALID, "too short", lease_manager_acquire(m, "n", 0, o, &l, &error));
     CHECK_OK(lease_options_set(o, "timeout", "1s", &error));
@@ -284,8 +292,15 @@ int main(void) {
     watches(m);
     fences();
     wrong_arguments(m);
+    lease_watch_t *watch = NULL;
+    lease_record_t *record = NULL;
+    CHECK_OK(lease_manager_watch(m, "closed", &watch, &error));
     CHECK_OK(lease_manager_close(m, &error));
     CHECK_OK(lease_manager_close(m, &error));
+    for (int at = 0; at < 4; at++) {
+        CHECK_STATUS(LEASE_ERR_CLOSED, "", lease_watch_next(watch, 1000, &record, &error));
+    }
+    lease_watch_free(watch);
     CHECK_STATUS(LEASE_ERR_CLOSED, "closed", lease_manager_ping(m, &error));
     lease_manager_free(m);
     lease_manager_free(m);

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken as Latch;
 
 use crate::clock::Moment;
 use crate::error::{Error, Result};
-use crate::runtime::{Environment, PerProcess, lock};
+use crate::runtime::{Environment, keep_from_forking, lock};
 use crate::store::{Ahead, Claim, ClaimId, Departure, Limits, Name, Place, Record, Renewal, Standing, Store, Token};
 
 /// One manager's store on lines that are kept in the memory of this process.
@@ -71,15 +71,13 @@ impl MemoryStore {
 
     /// A store on the lines of that name, which live as long as one of this process uses them. A forked child begins with
     /// none: what it inherited is a copy that nobody keeps.
-    ///
-    /// # Errors
-    /// `Forked` in a child that inherited the table of names locked.
-    pub fn named(name: &str, env: Arc<dyn Environment>) -> Result<Arc<Self>> {
+    pub fn named(name: &str, env: Arc<dyn Environment>) -> Arc<Self> {
         /// Of a process, a name.
         type Named = (u32, String, Weak<Mutex<Lines>>);
-        static NAMED: PerProcess<Vec<Named>> = PerProcess::new(Vec::new());
+        static NAMED: Mutex<Vec<Named>> = Mutex::new(Vec::new());
         let process = std::process::id();
-        let mut named = NAMED.lock()?;
+        let _still = keep_from_forking();
+        let mut named = lock(&NAMED);
         named.retain(|(of, _, lines)| *of == process && lines.strong_count() > 0);
         let known = named.iter().find(|(_, known, _)| known == name).and_then(|(_, _, lines)| lines.upgrade());
         let lines = known.unwrap_or_else(|| {
@@ -87,8 +85,7 @@ impl MemoryStore {
             named.push((process, name.into(), Arc::downgrade(&lines)));
             lines
         });
-        drop(named);
-        Ok(Self::on(lines, env))
+        Self::on(lines, env)
     }
 
     /// Another manager's store on the same lines.
@@ -380,9 +377,9 @@ mod tests {
     #[test]
     fn a_named_store_is_shared_while_it_is_used() {
         let env = crate::runtime::system().unwrap();
-        let first = MemoryStore::named("shared", env.clone()).unwrap();
-        assert!(Arc::ptr_eq(&first.lines, &MemoryStore::named("shared", env.clone()).unwrap().lines));
-        assert!(!Arc::ptr_eq(&first.lines, &MemoryStore::named("other", env.clone()).unwrap().lines));
+        let first = MemoryStore::named("shared", env.clone());
+        assert!(Arc::ptr_eq(&first.lines, &MemoryStore::named("shared", env.clone()).lines));
+        assert!(!Arc::ptr_eq(&first.lines, &MemoryStore::named("other", env.clone()).lines));
         let gone = Arc::downgrade(&first.lines);
         drop(first);
         assert!(gone.upgrade().is_none());

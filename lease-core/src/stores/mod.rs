@@ -34,7 +34,7 @@ pub(crate) fn open(scheme: &str, rest: &str, env: &Arc<dyn Environment>) -> Resu
                 "memory:{rest} has a path: write memory:{name}, or memory: for a private store"
             )))
         }
-        "memory" => Ok(memory::MemoryStore::named(rest, env.clone())?),
+        "memory" => Ok(memory::MemoryStore::named(rest, env.clone())),
         #[cfg(feature = "sqlite")]
         "sqlite" => Ok(sqlite::SqliteStore::open(path(rest)?, env.clone())?),
         _ => Err(no_store(scheme)),

@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::gate::{Entered, Gate, writable};
 use super::line::{Effects, SharedClock, Transaction};
 use crate::error::{Error, ErrorKind};
-use crate::runtime::Environment;
+use crate::runtime::{Environment, keep_from_forking};
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
 
@@ -71,6 +71,7 @@ impl Session {
         bell: &str,
         work: impl FnOnce(&mut Transaction<'_>) -> Result<T>,
     ) -> Result<(T, Effects)> {
+        let _still = keep_from_forking();
         gate.check_same_file()?;
         // Whatever fails drops the connection, and with it what it had begun.
         let sql = match self.sql.take() {
@@ -192,6 +193,7 @@ impl Session {
 /// Moves the log into the file, and makes nobody wait for that. Whether the log now starts over or is still short: those
 /// who write all the time keep it going.
 pub(super) fn checkpoint(path: &Path) -> Result<bool> {
+    let _still = keep_from_forking();
     let sql = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     let (pages, moved): (i64, i64) =
         sql.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))?;

@@ -19,13 +19,13 @@ use rustix::io::Errno;
 
 use super::failure::Failure;
 use crate::error::{Error, ErrorKind};
-use crate::runtime::PerProcess;
+use crate::runtime::{keep_from_forking, lock};
 
 /// Device and inode: which file it is, whatever its path.
 type Identity = (u64, u64);
 
 /// By the gate file, which may outlive the database file beside it: its locks must be dropped by nobody but the last.
-static OPEN: PerProcess<BTreeMap<Identity, Open>> = PerProcess::new(BTreeMap::new());
+static OPEN: Mutex<BTreeMap<Identity, Open>> = Mutex::new(BTreeMap::new());
 
 struct Open {
     files: Arc<Files>,
@@ -68,7 +68,8 @@ impl Gate {
         let directory = fs::canonicalize(parent)
             .map_err(|error| Failure::io(format!("cannot use the directory {}", parent.display()), &error))?;
         // Two threads that open the same file for the first time must not make two `Files` of it.
-        let mut open = OPEN.lock()?;
+        let _still = keep_from_forking();
+        let mut open = lock(&OPEN);
         let path = match fs::canonicalize(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let path = directory.join(name);
@@ -173,8 +174,8 @@ impl Gate {
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        // Whoever opened it has had the lock in this process.
-        let Ok(mut open) = OPEN.lock() else { return };
+        let _still = keep_from_forking();
+        let mut open = lock(&OPEN);
         let last = open.get_mut(&self.files_identity).is_some_and(|entry| {
             entry.stores -= 1;
             entry.stores == 0
