@@ -425,7 +425,7 @@ fn ends_with(printed: &str, last: &str) -> Outcome {
     Err(format!("it did not come to its end:\n{printed}").into())
 }
 
-/// A directory of its own for each test, removed when it passes.
+/// A directory of its own for each test, made anew.
 struct Scratch(PathBuf);
 
 impl Scratch {

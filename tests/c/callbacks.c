@@ -42,8 +42,11 @@ static int read_count(int *count) {
     return __atomic_load_n(count, __ATOMIC_SEQ_CST);
 }
 
+static int returned;
+
 static void *free_lease(void *lease) {
     lease_free(lease);
+    __atomic_store_n(&returned, 1, __ATOMIC_SEQ_CST);
     return NULL;
 }
 
@@ -63,6 +66,8 @@ static void freeing(void) {
     CHECK(pthread_create(&thread, NULL, free_lease, first) == 0);
     /* Once the handle is gone the call is under way. */
     EVENTUALLY(lease_token(first) == 0);
+    /* However long one looks, as long as the callback runs. */
+    for (int64_t until = now_ms() + 50; now_ms() < until;) CHECK(read_count(&returned) == 0);
     CHECK(read_count(&running.finished) == 0);
     close(gate[1]);
     CHECK(pthread_join(thread, NULL) == 0);
@@ -87,8 +92,10 @@ static void use_everything(int32_t reason, void *data) {
     CHECK_OK(lease_release(again, &error));
     lease_free(again);
     CHECK_STATUS(LEASE_ERR_LOST, "gone", lease_release(told->lease, &error));
-    /* Its own lease: waits for nobody. */
+    /* Its own lease: waits for nobody, least of all for itself. */
+    int64_t since = now_ms();
     lease_free(told->lease);
+    CHECK(now_ms() - since < 4000);
     CHECK_STATUS(LEASE_ERR_INVALID, "freed", lease_check(told->lease, &error));
     __atomic_add_fetch(&told->finished, 1, __ATOMIC_SEQ_CST);
 }

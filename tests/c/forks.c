@@ -87,19 +87,28 @@ static void anew(void) {
     lease_manager_free(m);
 }
 
-/* Opens, closes, logs and acquires all the time, so that a fork meets it anywhere. */
+/* Opens, closes and acquires on the store of this URL all the time, so that a fork meets it anywhere. */
 static void *busy(void *data) {
-    (void)data;
     while (!__atomic_load_n(&stop, __ATOMIC_SEQ_CST)) {
         lease_manager_t *m = NULL;
         lease_t *l = NULL;
         lease_check(in_memory, NULL);
         lease_set_log(no_log, NULL);
-        CHECK_OK(lease_manager_open("memory:busy", NULL, &m, &error));
-        if (lease_manager_acquire(m, "busy", 1000, NULL, &l, NULL) == LEASE_OK) lease_free(l);
+        CHECK_OK(lease_manager_open(data, NULL, &m, &error));
+        for (int at = 0; at < 200; at++) {
+            CHECK_OK(lease_manager_acquire(m, "busy", 10000, NULL, &l, &error));
+            lease_free(l);
+        }
         CHECK_OK(lease_manager_close(m, &error));
         lease_manager_free(m);
     }
+    return NULL;
+}
+
+/* Makes and frees handles all the time, so that a fork meets their table locked. */
+static void *churn(void *data) {
+    (void)data;
+    while (!__atomic_load_n(&stop, __ATOMIC_SEQ_CST)) lease_options_free(lease_options_new());
     return NULL;
 }
 
@@ -154,11 +163,17 @@ int main(int count, char **arguments) {
     child_of(child_and_grandchild);
 
     /* Forked from the middle of other threads' calls. */
-    pthread_t threads[2];
-    for (int at = 0; at < 2; at++) CHECK(pthread_create(&threads[at], NULL, busy, NULL) == 0);
+    pthread_t threads[4];
+    char urls[2][512];
+    snprintf(urls[0], sizeof urls[0], "sqlite:%s/busy.db", directory);
+    snprintf(urls[1], sizeof urls[1], "memory:busy");
+    for (int at = 0; at < 4; at++) {
+        CHECK(pthread_create(&threads[at], NULL, at < 2 ? busy : churn, at < 2 ? urls[at] : NULL) == 0);
+    }
     for (int at = 0; at < 40; at++) child_of(inherited_and_anew);
+    for (int at = 0; at < 200; at++) child_of(inherited);
     __atomic_store_n(&stop, 1, __ATOMIC_SEQ_CST);
-    for (int at = 0; at < 2; at++) CHECK(pthread_join(threads[at], NULL) == 0);
+    for (int at = 0; at < 4; at++) CHECK(pthread_join(threads[at], NULL) == 0);
 
     /* The parent noticed nothing. */
     CHECK_OK(lease_confirm(in_memory, &error));
