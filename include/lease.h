@@ -54,7 +54,7 @@
  * Options    "ttl": default "30s"; from 50 ms to 24 h. "owner": what others see, at most 1,024 bytes, default host:pid.
  *            "request_timeout": the bound of one request to the store, default "3s"; for lease_manager_open. By
  *            lease_options_set, in the URL ("sqlite:jobs.db?ttl=15s"), or as LEASE_TTL and so on, in this order; unknown
- *            keys and LEASE_ variables are refused. How long to wait is timeout_ms; a "timeout" of a URL is not used.
+ *            keys and LEASE_ variables are refused. How long to wait is timeout_ms, which beats any "timeout".
  * Stores     "sqlite:jobs.db": the processes of one machine; "sqlite:///var/lib/jobs.db": an absolute path. "memory:": this
  *            manager alone; "memory:NAME": the managers of this process. Paths are percent-decoded, and relative ones
  *            are of the working directory at the open.
@@ -341,8 +341,8 @@ lease_options_t *lease_options_new(void);
  * Sets an option by its key: "ttl", "owner", "request_timeout" (see Options above). Times are numbers and units: "15s", "500ms",
  * "1m 30s". Setting a key again replaces its value. The texts are copied.
  *
- * Errors: INVALID for an unknown key, naming the nearest known one, and for a wrong value. What an open or an acquire does not
- * take, it refuses: "timeout", which the argument timeout_ms says, and "request_timeout" for one acquire.
+ * Errors: INVALID for an unknown key, naming the nearest known one, and for a wrong value. An acquire refuses
+ * "request_timeout", which is the manager's, and "timeout", which the argument timeout_ms says.
  */
 lease_status lease_options_set(lease_options_t *o,
                                const char *key,

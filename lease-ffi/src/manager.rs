@@ -40,7 +40,6 @@ pub extern "C" fn lease_manager_open(
     export(err, || {
         let out = crate::handle::out(out)?;
         let set = options(opts)?;
-        set.check()?;
         if set.cancel().is_some() {
             return Err(invalid("opts", "has a cancel fd, which is for an acquire: opening does not wait"));
         }
@@ -68,8 +67,10 @@ pub(crate) fn prepare(
     let name = Name::new(text(name, "name")?).map_err(|error| error.during("acquire", None))?;
     let mut acquire = manager.acquire(&*name);
     let set = options(opts)?;
-    set.check()?;
     for (key, value) in &set.texts {
+        if key == "timeout" {
+            return Err(invalid("opts", "sets \"timeout\": the argument timeout_ms says it"));
+        }
         acquire = acquire.option(key, value)?;
     }
     Ok((acquire.timeout(timeout(timeout_ms)?), name, set))

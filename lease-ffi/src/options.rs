@@ -28,14 +28,6 @@ pub(crate) struct Set {
 }
 
 impl Set {
-    /// Refuses an option whose place is an argument.
-    pub(crate) fn check(&self) -> Result<()> {
-        if self.texts.iter().any(|(key, _)| key == "timeout") {
-            return Err(invalid("opts", "sets \"timeout\": the argument timeout_ms of an acquire says it"));
-        }
-        Ok(())
-    }
-
     pub(crate) fn cancel(&self) -> Option<BorrowedFd<'_>> {
         self.cancel.as_ref().map(|fd| fd.as_fd())
     }
@@ -60,8 +52,8 @@ pub extern "C" fn lease_options_new() -> *mut lease_options_t {
 /// Sets an option by its key: "ttl", "owner", "request_timeout" (see Options above). Times are numbers and units: "15s", "500ms",
 /// "1m 30s". Setting a key again replaces its value. The texts are copied.
 ///
-/// Errors: INVALID for an unknown key, naming the nearest known one, and for a wrong value. What an open or an acquire does not
-/// take, it refuses: "timeout", which the argument timeout_ms says, and "request_timeout" for one acquire.
+/// Errors: INVALID for an unknown key, naming the nearest known one, and for a wrong value. An acquire refuses
+/// "request_timeout", which is the manager's, and "timeout", which the argument timeout_ms says.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_options_set(
     o: *mut lease_options_t,
