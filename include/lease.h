@@ -32,7 +32,7 @@
  * Threads    Every function may be called from many threads at once, on the same handle too; none from a signal handler.
  *            The library has threads of its own, which block all signals and outlive dlclose: it is never unloaded.
  * Callbacks  run on threads of the library, those of one manager one after another, and may call the library. They must
- *            not throw or longjmp.
+ *            not throw or longjmp. A program that one starts (fork, exec) begins with all signals blocked: unblock them.
  * Blocking   No call blocks without a bound: a timeout you gave, the request timeout (3 s), or 5 s. Signals end no wait.
  * fork       A child has none of its parent's handles: they give LEASE_ERR_FORKED, and their _free does nothing. The leases
  *            stay the parent's. It may open managers of its own, but not a database file that its parent had open at the
@@ -40,7 +40,8 @@
  * Elsewhere  lease_manager_open reads the environment: no setenv meanwhile. pthread_cancel in a call ends the process. Nobody
  *            else in the process may open the database file, with an SQLite of its own or a second copy of this library:
  *            closing it drops the locks of this one.
- * exit       releases nothing: what was not released or closed stays held until its ttl has passed.
+ * exit       releases nothing: what was not released, or a wait that has just timed out, stays in the line until its ttl
+ *            has passed. lease_manager_close sees to both.
  * Units      Times are milliseconds, int64_t, their names end in _ms; options are texts with a unit: "15s". Tokens are
  *            int64_t and at least 1. Texts are UTF-8 without NUL. A name has 1 to 512 bytes.
  *
@@ -383,7 +384,7 @@ lease_status lease_manager_open(const char *url,
  * Waits until the name is yours, and gives a lease in `*out`, to be freed with `lease_free`. `timeout_ms` is how long to wait:
  * `LEASE_WAIT_FOREVER`, or `LEASE_TRY_ONCE` for one attempt (which takes at most the request timeout). `opts` may be NULL, and may
  * set "ttl" and "owner" for this lease, and a cancel fd. Signals do not end the wait: use a cancel fd. When it fails, nothing is
- * held and nothing waits. A lease is not re-entrant: a name that you hold is waited for like anybody's.
+ * held, and what waited leaves the line in the background. A lease is not re-entrant: a name that you hold is waited for like anybody's.
  *
  * Errors: TIMEOUT when the time was up, with the holder if it is known; UNAVAILABLE if the store did not answer until then;
  * CANCELLED by the cancel fd; CLOSED; DENIED, INCOMPATIBLE or UNSUPPORTED by the store; INVALID; LIMIT.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
@@ -30,6 +31,8 @@ pub(crate) struct Core {
     pub(crate) config: Config,
     pub(crate) lines: Mutex<Lines>,
     closed: AtomicBool,
+    /// Cancelled when the call that closes has come to its end.
+    shut: CancellationToken,
     /// Claims that are not leases, and claims that are leaving: the store is closed after the last.
     pub(crate) unsettled: TaskTracker,
     ids: (u128, AtomicU64),
@@ -52,9 +55,10 @@ impl Core {
     pub(crate) fn new(config: Config, store: Arc<dyn Store>, env: Arc<dyn Environment>) -> Arc<Self> {
         let heartbeat = Heartbeat::new(store.clone(), env.clone(), config.request_timeout);
         let (lines, closed, unsettled) = (Mutex::default(), AtomicBool::new(false), TaskTracker::new());
+        let shut = CancellationToken::new();
         let first_id = u128::from(env.random()) << 64 | u128::from(env.random());
         let ids = (first_id, AtomicU64::new(0));
-        Arc::new(Self { store, env, heartbeat, config, lines, closed, unsettled, ids })
+        Arc::new(Self { store, env, heartbeat, config, lines, closed, shut, unsettled, ids })
     }
 
     /// An id that no claim has had: the manager's 128 random bits, counted up.
@@ -155,9 +159,11 @@ impl Core {
         let limit = self.env.now() + LEAVE_LIMIT;
         let (answers, held) = lock(&self.lines).close();
         if self.closed.swap(true, Ordering::AcqRel) {
-            // Another call closes, and stopping the environment waits for it.
+            // Another call closes, perhaps on a thread that the environment does not know: stopping it would cut that off.
+            until(&*self.env, limit, self.shut.cancelled()).await;
             return Ok(());
         }
+        let _shut = self.shut.clone().drop_guard();
         for answer in answers {
             self.answer(answer);
         }

@@ -213,7 +213,7 @@ impl Lease {
     /// `Limit` when that thread cannot be started.
     pub fn on_end(&self, callback: impl FnOnce(EndReason) + Send + 'static) -> Result<()> {
         let (core, pulse) = (self.handle.core.clone(), self.pulse.clone());
-        core.env.start_calls().map_err(|error| error.during("on_end", Some(self.name())))?;
+        core.env.start_calls()?;
         // Closing ends every lease before it stops what could watch them.
         if let Some(reason) = self.end_reason() {
             let here = core.env.call(Box::new(move || callback(reason)));

@@ -403,3 +403,30 @@ fn a_callback_may_block_and_call_back() {
     block_on(other.close()).unwrap();
     no_thread_is_left();
 }
+
+/// Each call that closes comes to its end, also one that found another under way on its own thread.
+#[test]
+#[cfg(feature = "sqlite")]
+fn closing_from_two_threads_at_once() {
+    let _alone = alone();
+    for (url, dir) in urls() {
+        for _ in 0..20 {
+            let manager = block_on(Manager::open(&url)).unwrap();
+            let leases: Vec<_> = (0..8)
+                .map(|at| block_on(manager.acquire(format!("n{at}")).into_future()).expect("the one before has left"))
+                .collect();
+            let together = std::sync::Barrier::new(2);
+            thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        together.wait();
+                        block_on(manager.close()).unwrap();
+                    });
+                }
+            });
+            drop(leases);
+        }
+        no_thread_is_left();
+        dir.inspect(|dir| std::fs::remove_dir_all(dir).unwrap());
+    }
+}

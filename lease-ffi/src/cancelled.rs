@@ -92,8 +92,8 @@ pub(crate) struct Callbacks {
 #[derive(Default)]
 struct State {
     closed: bool,
-    /// The thread of the callback that runs.
-    running: Option<Pid>,
+    /// The threads of the callbacks that run: more than one after the manager was closed.
+    running: Vec<Pid>,
 }
 
 impl Callbacks {
@@ -109,7 +109,9 @@ impl Callbacks {
             let data = data;
             if reason.is_loss() && this.begin() {
                 callback(reason.code(), data.data);
-                this.state.lock().unwrap_or_else(PoisonError::into_inner).running = None;
+                let mut state = this.state.lock().unwrap_or_else(PoisonError::into_inner);
+                state.running.retain(|thread| *thread != gettid());
+                drop(state);
                 this.idle.notify_all();
             }
         })
@@ -119,7 +121,7 @@ impl Callbacks {
     fn begin(&self) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if !state.closed {
-            state.running = Some(gettid());
+            state.running.push(gettid());
         }
         !state.closed
     }
@@ -128,10 +130,10 @@ impl Callbacks {
     pub(crate) fn close(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.closed = true;
-        let own = Some(gettid());
+        let own = gettid();
         let wait = self
             .idle
-            .wait_timeout_while(state, CALLBACK_LIMIT, |state| state.running.is_some() && state.running != own);
+            .wait_timeout_while(state, CALLBACK_LIMIT, |state| state.running.iter().any(|thread| *thread != own));
         drop(wait);
     }
 }

@@ -40,7 +40,6 @@ impl<T: Default> PerProcess<T> {
                 // SAFETY: only leaked boxes are stored, which live for ever.
                 return unsafe { &*value };
             }
-            at_fork();
             let new = Box::into_raw(Box::<T>::default());
             if self.0.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire).is_err() {
                 // SAFETY: it was made above, and nobody else has seen it.
@@ -67,8 +66,13 @@ thread_local! {
     static HELD_STILL: RefCell<Option<Still>> = const { RefCell::new(None) };
 }
 
-fn at_fork() {
-    static ONCE: AtomicBool = AtomicBool::new(false);
+/// Registered when the library is loaded: so before handlers of the program, which then run while this lock is not held, and
+/// may call the library.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_LOAD: extern "C" fn() = at_load;
+
+extern "C" fn at_load() {
     // A thread at its very end, which has no such places any more, forks without.
     extern "C" fn before() {
         let _ = HELD_STILL.try_with(|still| *still.borrow_mut() = Some(hold_still()));
@@ -82,12 +86,13 @@ fn at_fork() {
         crate::log::SINK.forget();
         after();
     }
-    if !ONCE.swap(true, Ordering::AcqRel) {
-        // SAFETY: the handlers take and give back a lock of this thread's, and store to atomics.
-        let failed = unsafe { libc::pthread_atfork(Some(before), Some(after), Some(in_child)) };
-        assert_eq!(failed, 0, "a handler for fork can be registered");
-    }
+    // SAFETY: the handlers take and give back a lock of this thread's, and store to atomics.
+    let failed = unsafe { libc::pthread_atfork(Some(before), Some(after), Some(in_child)) };
+    REGISTERED.store(failed == 0, Ordering::Relaxed);
 }
+
+/// Whether a fork would be noticed. Without, no handle is given.
+static REGISTERED: AtomicBool = AtomicBool::new(false);
 
 fn forks() -> u64 {
     u64::from(FORKS.load(Ordering::Relaxed)) & 0xff
@@ -99,6 +104,12 @@ fn forks_of(handle: *const ()) -> u64 {
 
 /// A new handle of this object.
 pub(crate) fn insert<C, T: Any + Send + Sync>(object: Arc<T>) -> Result<*mut C> {
+    if !REGISTERED.load(Ordering::Relaxed) {
+        return Err(Error::new(
+            ErrorKind::Limit,
+            "no memory was left for a handler of fork when the library was loaded",
+        ));
+    }
     let object: Object = object;
     let mut slots = TABLE.get().write().unwrap_or_else(PoisonError::into_inner);
     if slots.len() >= (1 << INDEX_BITS) - 2 {

@@ -146,7 +146,8 @@ pub extern "C" fn lease_on_lost(
     export(err, || {
         let callback = callback.ok_or_else(|| crate::handle::invalid("callback", "is NULL: give a function"))?;
         let held = held(l)?;
-        held.callbacks.add(&held.lease, callback, data)
+        let added = held.callbacks.add(&held.lease, callback, data);
+        added.map_err(|error| error.during("on_lost", Some(held.lease.name())))
     })
 }
 

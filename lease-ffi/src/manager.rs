@@ -79,7 +79,7 @@ pub(crate) fn prepare(
 /// Waits until the name is yours, and gives a lease in `*out`, to be freed with `lease_free`. `timeout_ms` is how long to wait:
 /// `LEASE_WAIT_FOREVER`, or `LEASE_TRY_ONCE` for one attempt (which takes at most the request timeout). `opts` may be NULL, and may
 /// set "ttl" and "owner" for this lease, and a cancel fd. Signals do not end the wait: use a cancel fd. When it fails, nothing is
-/// held and nothing waits. A lease is not re-entrant: a name that you hold is waited for like anybody's.
+/// held, and what waited leaves the line in the background. A lease is not re-entrant: a name that you hold is waited for like anybody's.
 ///
 /// Errors: TIMEOUT when the time was up, with the holder if it is known; UNAVAILABLE if the store did not answer until then;
 /// CANCELLED by the cancel fd; CLOSED; DENIED, INCOMPATIBLE or UNSUPPORTED by the store; INVALID; LIMIT.

@@ -46,7 +46,10 @@ impl Pending {
             let data = epoll::EventData::new_u64(0);
             let added = epoll::add(&both, &*signal, data, epoll::EventFlags::IN)
                 .and_then(|()| epoll::add(&both, cancel, data, epoll::EventFlags::IN));
-            added.map_err(|error| Error::new(ErrorKind::Limit, "cannot watch the cancel fd").with_source(error))?;
+            added.map_err(|error| match error {
+                rustix::io::Errno::PERM => invalid("opts", "has a cancel fd that cannot be waited for: give a pipe"),
+                _ => Error::new(ErrorKind::Limit, "cannot watch the cancel fd").with_source(error),
+            })?;
             Ok::<_, Error>(both)
         });
         let either = either.transpose()?;

@@ -147,9 +147,46 @@ static void child_of_closed(void) {
     CHECK_OK(lease_manager_close(m, &error));
 }
 
+/* Handlers of the program, registered before the library was used: they may call it, and hold locks of theirs. */
+static bool handlers_call;
+static pthread_mutex_t of_program = PTHREAD_MUTEX_INITIALIZER;
+
+static void before_fork(void) {
+    pthread_mutex_lock(&of_program);
+    if (!handlers_call) return;
+    lease_t *l = NULL;
+    CHECK_OK(lease_manager_acquire(file, "handler", 10000, NULL, &l, &error));
+    CHECK_OK(lease_release(l, &error));
+    lease_free(l);
+}
+
+static void in_parent(void) {
+    if (handlers_call) CHECK_OK(lease_manager_ping(file, &error));
+    pthread_mutex_unlock(&of_program);
+}
+
+static void in_child(void) {
+    pthread_mutex_unlock(&of_program);
+    if (handlers_call) anew();
+}
+
+static void *lock_and_acquire(void *data) {
+    (void)data;
+    while (!__atomic_load_n(&stop, __ATOMIC_SEQ_CST)) {
+        lease_t *l = NULL;
+        pthread_mutex_lock(&of_program);
+        CHECK_OK(lease_manager_acquire(file, "locked", 10000, NULL, &l, &error));
+        lease_free(l);
+        pthread_mutex_unlock(&of_program);
+    }
+    return NULL;
+}
+
 int main(int count, char **arguments) {
     CHECK(count == 2);
     directory = arguments[1];
+    CHECK(pthread_atfork(before_fork, in_parent, in_child) == 0);
+    alarm(100);
     CHECK_OK(lease_manager_open("memory:shared", NULL, &memory, &error));
     CHECK_OK(lease_manager_open(url("jobs.db"), NULL, &file, &error));
     CHECK_OK(lease_manager_acquire(memory, "n", 0, NULL, &in_memory, &error));
@@ -162,18 +199,23 @@ int main(int count, char **arguments) {
     fence = lease_fence_new();
     child_of(child_and_grandchild);
 
+    handlers_call = true;
+    child_of(inherited);
+    handlers_call = false;
+
     /* Forked from the middle of other threads' calls. */
-    pthread_t threads[4];
+    pthread_t threads[5];
     char urls[2][512];
     snprintf(urls[0], sizeof urls[0], "sqlite:%s/busy.db", directory);
     snprintf(urls[1], sizeof urls[1], "memory:busy");
     for (int at = 0; at < 4; at++) {
         CHECK(pthread_create(&threads[at], NULL, at < 2 ? busy : churn, at < 2 ? urls[at] : NULL) == 0);
     }
+    CHECK(pthread_create(&threads[4], NULL, lock_and_acquire, NULL) == 0);
     for (int at = 0; at < 40; at++) child_of(inherited_and_anew);
     for (int at = 0; at < 200; at++) child_of(inherited);
     __atomic_store_n(&stop, 1, __ATOMIC_SEQ_CST);
-    for (int at = 0; at < 4; at++) CHECK(pthread_join(threads[at], NULL) == 0);
+    for (int at = 0; at < 5; at++) CHECK(pthread_join(threads[at], NULL) == 0);
 
     /* The parent noticed nothing. */
     CHECK_OK(lease_confirm(in_memory, &error));
