@@ -92,7 +92,7 @@ pub(crate) fn unknown(what: &str, word: &str, known: &[&str]) -> Error {
     let near = known.iter().map(|known| (strsim::jaro(word, known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
     // A guess that is far off is worse than none.
     let near = near.filter(|(similarity, _)| *similarity > 0.7);
-    let near = near.map(|(_, known)| format!("; did you mean {known:?}?")).unwrap_or_else(|| ".".into());
+    let near = near.map_or_else(|| ".".into(), |(_, known)| format!("; did you mean {known:?}?"));
     Error::invalid(format!("unknown {what} {word:?}{near} Known: {}", known.join(", ")))
 }
 

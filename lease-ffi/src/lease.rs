@@ -33,6 +33,18 @@ pub const LEASE_END_CLOSED: i32 = 6;
 /// Seen in the child of a fork: the lease is the parent's.
 pub const LEASE_END_FORKED: i32 = 7;
 
+// The numbers are the core's.
+const _: () = assert!(
+    LEASE_END_RELEASED == EndReason::Released.code()
+        && LEASE_END_SUPERSEDED == EndReason::Superseded.code()
+        && LEASE_END_GONE == EndReason::Gone.code()
+        && LEASE_END_UNREACHABLE == EndReason::Unreachable.code()
+        && LEASE_END_STALLED == EndReason::Stalled.code()
+        && LEASE_END_DENIED == EndReason::Denied.code()
+        && LEASE_END_CLOSED == EndReason::Closed.code()
+        && LEASE_END_FORKED == EndReason::Forked.code()
+);
+
 pub(crate) struct Held {
     pub(crate) lease: Lease,
     name: CString,

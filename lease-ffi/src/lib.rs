@@ -4,7 +4,6 @@
 #![allow(non_camel_case_types, clippy::missing_safety_doc, reason = "the names and the contract are those of lease.h")]
 #![allow(clippy::not_unsafe_ptr_arg_deref, unreachable_pub, reason = "handles are never dereferenced; exports are C's")]
 #![allow(clippy::doc_markdown, reason = "the documentation is that of a C header")]
-#![allow(dead_code, reason = "constants are for the header")]
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("a handle is an index and a generation, and takes the 64 bits of a pointer");
