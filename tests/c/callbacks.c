@@ -123,10 +123,94 @@ static void many(void) {
     lease_free(l);
 }
 
+static int log_gate, logging;
+
+static void slow_log(int level, const char *message, void *data) {
+    char byte;
+    (void)message, (void)data;
+    /* The loss alone: other calls write lines too. */
+    if (level != LEASE_LOG_WARN) return;
+    __atomic_store_n(&logging, 1, __ATOMIC_SEQ_CST);
+    CHECK(read(log_gate, &byte, 1) == 0);
+}
+
+static void *lose_lease(void *lease) {
+    lose(lease);
+    return NULL;
+}
+
+static void *no_log(void *data) {
+    lease_set_log(NULL, NULL);
+    __atomic_store_n((int *)data, 1, __ATOMIC_SEQ_CST);
+    return NULL;
+}
+
+/* A log function that is stuck holds up who replaces it, and nobody else. */
+static void stuck_log(void) {
+    int gate[2], replaced = 0;
+    pthread_t loser, replacer;
+    CHECK(pipe(gate) == 0);
+    log_gate = gate[0];
+    lease_t *l = acquire("logged"), *other = NULL;
+    lease_set_log(slow_log, NULL);
+    /* The loss is logged by the call that finds it. */
+    CHECK(pthread_create(&loser, NULL, lose_lease, l) == 0);
+    EVENTUALLY(read_count(&logging) == 1);
+    CHECK(pthread_create(&replacer, NULL, no_log, &replaced) == 0);
+    int64_t since = now_ms();
+    for (int at = 0; at < 100; at++) {
+        CHECK_OK(lease_manager_acquire(manager, "unlogged", 10000, NULL, &other, &error));
+        lease_free(other);
+        if (at == 0) EVENTUALLY(now_ms() - since >= 20);
+    }
+    CHECK(read_count(&replaced) == 0 && now_ms() - since < 4000);
+    close(gate[1]);
+    CHECK(pthread_join(loser, NULL) == 0 && pthread_join(replacer, NULL) == 0);
+    CHECK(read_count(&replaced) == 1);
+    lease_free(l);
+    close(gate[0]);
+}
+
+static void *register_slow(void *data) {
+    told_t *told = data;
+    CHECK_OK(lease_on_lost(told->lease, wait_at_gate, told, freed, &error));
+    return NULL;
+}
+
+/* After the close callbacks run in the calls that register them: freeing the lease waits for each. */
+static void freeing_after_close(void) {
+    int gate[2];
+    pthread_t slow, freeing;
+    lease_manager_t *m = NULL;
+    lease_t *l = NULL;
+    CHECK(pipe(gate) == 0);
+    CHECK_OK(lease_manager_open("memory:", NULL, &m, &error));
+    CHECK_OK(lease_manager_acquire(m, "closed", 0, NULL, &l, &error));
+    CHECK_OK(lease_manager_break(m, "closed", lease_token(l), &error));
+    CHECK_STATUS(LEASE_ERR_LOST, "gone", lease_confirm(l, &error));
+    CHECK_OK(lease_manager_close(m, &error));
+    told_t running = {l, 0, 0, 0, gate[0]}, quick = {l, 0, 0, 0, -1};
+    CHECK(pthread_create(&slow, NULL, register_slow, &running) == 0);
+    EVENTUALLY(read_count(&running.started) == 1);
+    CHECK_OK(lease_on_lost(l, wait_at_gate, &quick, freed, &error));
+    CHECK(quick.finished == 1 && quick.freed == 1);
+    returned = 0;
+    CHECK(pthread_create(&freeing, NULL, free_lease, l) == 0);
+    EVENTUALLY(lease_token(l) == 0);
+    for (int64_t until = now_ms() + 50; now_ms() < until;) CHECK(read_count(&returned) == 0);
+    close(gate[1]);
+    CHECK(pthread_join(slow, NULL) == 0 && pthread_join(freeing, NULL) == 0);
+    CHECK(running.finished == 1 && running.freed == 1);
+    lease_manager_free(m);
+    close(gate[0]);
+}
+
 int main(void) {
     CHECK_OK(lease_manager_open("memory:", NULL, &manager, &error));
     freeing();
+    freeing_after_close();
     many();
+    stuck_log();
 
     told_t told = {acquire("used"), 0, 0, 0, -1};
     CHECK_OK(lease_on_lost(told.lease, use_everything, &told, freed, &error));
