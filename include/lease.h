@@ -188,7 +188,7 @@ typedef struct lease_t lease_t;
 typedef struct lease_watch_t lease_watch_t;
 
 /**
- * What a call came to: `LEASE_OK`, or one of LEASE_ERR_....
+ * What a call came to: `LEASE_OK`, or one of those below.
  */
 typedef int32_t lease_status;
 

@@ -110,7 +110,10 @@ impl Callbacks {
             if reason.is_loss() && this.begin() {
                 callback(reason.code(), data.data);
                 let mut state = this.state.lock().unwrap_or_else(PoisonError::into_inner);
-                state.running.retain(|thread| *thread != gettid());
+                // One entry: a callback that registers another after the close runs it within itself.
+                if let Some(own) = state.running.iter().position(|thread| *thread == gettid()) {
+                    state.running.swap_remove(own);
+                }
                 drop(state);
                 this.idle.notify_all();
             }

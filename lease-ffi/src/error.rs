@@ -10,7 +10,7 @@ use lease_core::{Error, ErrorKind, Name, Result};
 
 use crate::handle::{find, insert, is_forked, remove, value};
 
-/// What a call came to: `LEASE_OK`, or one of LEASE_ERR_....
+/// What a call came to: `LEASE_OK`, or one of those below.
 pub type lease_status = i32;
 
 /// It was done.
