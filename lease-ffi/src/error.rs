@@ -2,7 +2,6 @@
 
 use std::error::Error as _;
 use std::ffi::{CStr, CString, c_char};
-use std::fmt::Write;
 use std::ptr;
 use std::sync::Arc;
 
@@ -66,7 +65,11 @@ pub(crate) fn handle(error: &Error) -> Result<*mut lease_error_t> {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let _ = write!(message, ": {error}");
+        let text = error.to_string();
+        // Many messages quote their cause.
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
         cause = error.source();
     }
     // One line, and nothing that a terminal would obey: paths and names may have anything in them.
