@@ -56,13 +56,13 @@ int main(int count, char **arguments) {
     CHECK(epoll_wait(poller, &event, 1, 10000) == 1);
     int64_t by_fd = now_ms() - since;
     /* It is told at half the ttl after it was confirmed, which was before the cut; nobody else can have the name before the
-     * whole. A busy machine may be late, and no later than that. */
-    CHECK(by_fd < TTL_MS);
+     * whole. A busy machine may be late: by ttl/6 here. */
+    CHECK(by_fd < TTL_MS * 2 / 3);
     CHECK(!lease_is_held(l) && lease_remaining_ms(l) == 0);
     CHECK(lease_end_reason(l) == LEASE_END_UNREACHABLE);
     CHECK_STATUS(LEASE_ERR_LOST, "nightly", lease_check(l, &error));
     EVENTUALLY(__atomic_load_n(&told.freed, __ATOMIC_SEQ_CST) == 1);
-    CHECK(told.calls == 1 && told.reason == LEASE_END_UNREACHABLE && told.at - since < TTL_MS);
+    CHECK(told.calls == 1 && told.reason == LEASE_END_UNREACHABLE && told.at - since < TTL_MS * 2 / 3);
     /* Level-triggered: readable as often as one asks. */
     CHECK(epoll_wait(poller, &event, 1, 0) == 1 && readable(fd, 0) == 1);
 
