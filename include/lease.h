@@ -35,8 +35,8 @@
  *            not throw or longjmp. A program that one starts (fork, exec) begins with all signals blocked: unblock them.
  * Blocking   No call blocks without a bound: a timeout you gave, the request timeout (3 s), or 5 s. Signals end no wait.
  * fork       A child has none of its parent's handles: they give LEASE_ERR_FORKED, and their _free does nothing. The leases
- *            stay the parent's. It may open managers of its own, but not a database file that its parent had open at the
- *            fork. It must not read or write inherited descriptors. (Not for vfork, _Fork and a raw clone.)
+ *            stay the parent's. It may open managers of its own, on the same file too. It must not read or write inherited
+ *            descriptors. (Not for vfork, _Fork and a raw clone.)
  * Elsewhere  lease_manager_open reads the environment: no setenv meanwhile. pthread_cancel in a call ends the process. Nobody
  *            else in the process may open the database file, with an SQLite of its own or a second copy of this library:
  *            closing it drops the locks of this one.
@@ -372,8 +372,7 @@ void lease_options_free(lease_options_t *o);
  * is no error before the first call that needs it. `*out` is freed with `lease_manager_free`.
  *
  * Errors: INVALID for a wrong URL, option or LEASE_... variable, DENIED for a path that cannot be written, INCOMPATIBLE for another
- * program's file, UNSUPPORTED for a store this build lacks, UNAVAILABLE when the system cannot make the file, LIMIT, and FORKED in a
- * child of a fork for a database file that its parent had open then.
+ * program's file, UNSUPPORTED for a store this build lacks, UNAVAILABLE when the system cannot make the file, LIMIT.
  */
 lease_status lease_manager_open(const char *url,
                                 const lease_options_t *opts,

@@ -30,7 +30,8 @@
 //!
 //! For threads there is [`blocking`]; for the resource's side, [`Fence`]; for a store of your own, [`store`] and the
 //! `conformance` feature; for testing what your code does when a lease is lost, the `test-util` feature.
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "atfork"), forbid(unsafe_code))]
+#![deny(unsafe_code)]
 
 pub mod blocking;
 pub mod clock;
@@ -41,6 +42,10 @@ mod deadline;
 mod engine;
 mod error;
 mod fence;
+#[cfg(feature = "atfork")]
+pub mod fork;
+#[cfg(not(feature = "atfork"))]
+mod fork;
 mod heartbeat;
 mod lease;
 mod line;

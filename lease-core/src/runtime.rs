@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -121,27 +121,6 @@ pub(crate) async fn see_through<T: Send + 'static>(
 /// A lock whose holder never panics half way: what it guards is changed in steps that keep it whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Shared by all who are inside of what a forked child inherits as it is at that moment: tables of this process, and `SQLite`.
-static STILL: RwLock<()> = RwLock::new(());
-
-/// Keeps a fork waiting. Never twice on one thread, and never while anything is waited for that another process has.
-pub(crate) fn keep_from_forking() -> RwLockReadGuard<'static, ()> {
-    STILL.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Waits until no thread is inside of what a forked child inherits locked, and lets none in, until dropped. For bindings, to be
-/// held over a `fork`: else the child may hang when it opens a store of its own.
-pub fn hold_still() -> Still {
-    Still { _alone: STILL.write().unwrap_or_else(PoisonError::into_inner) }
-}
-
-/// What [`hold_still`] gives.
-#[derive(Debug)]
-#[must_use = "it is over when this is dropped"]
-pub struct Still {
-    _alone: RwLockWriteGuard<'static, ()>,
 }
 
 thread_local! {

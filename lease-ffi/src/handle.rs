@@ -6,15 +6,14 @@
 //! Invariant: nothing is dropped, and no user code runs, while the table is locked.
 
 use std::any::Any;
-use std::cell::RefCell;
 use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use lease_core::runtime::{Still, hold_still};
+use lease_core::fork::{count, is_noticed};
 use lease_core::{Error, ErrorKind, Result, Token};
 use slotmap::{DefaultKey, Key, KeyData, SlotMap};
 
@@ -26,7 +25,7 @@ type Table = RwLock<SlotMap<DefaultKey, Object>>;
 
 /// What a process has one of. A forked child begins with a new one: its parent's may be locked, by a thread that the child
 /// does not have.
-pub(crate) struct PerProcess<T: 'static>(AtomicPtr<T>);
+pub(crate) struct PerProcess<T: 'static>(AtomicPtr<(u32, T)>);
 
 impl<T: Default> PerProcess<T> {
     pub(crate) const fn new() -> Self {
@@ -35,67 +34,30 @@ impl<T: Default> PerProcess<T> {
 
     pub(crate) fn get(&self) -> &'static T {
         loop {
-            let value = self.0.load(Ordering::Acquire);
-            if !value.is_null() {
+            let current = self.0.load(Ordering::Acquire);
+            if !current.is_null() {
                 // SAFETY: only leaked boxes are stored, which live for ever.
-                return unsafe { &*value };
+                let (forks, value) = unsafe { &*current };
+                if *forks == count() {
+                    return value;
+                }
             }
-            let new = Box::into_raw(Box::<T>::default());
-            if self.0.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            let new = Box::into_raw(Box::new((count(), T::default())));
+            if self.0.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire).is_err() {
                 // SAFETY: it was made above, and nobody else has seen it.
                 drop(unsafe { Box::from_raw(new) });
             }
         }
     }
-
-    pub(crate) fn forget(&self) {
-        self.0.store(ptr::null_mut(), Ordering::Release);
-    }
 }
 
 static TABLE: PerProcess<Table> = PerProcess::new();
-/// How many forks this process is away from the one that loaded the library.
-static FORKS: AtomicU32 = AtomicU32::new(0);
-
-/// The word of a handle, from its high bits: 32 of the slot's generation, 8 of [`FORKS`], 24 of the slot's index. The slot map
+/// The word of a handle, from its high bits: 32 of the slot's generation, 8 of how many forks there were, 24 of the slot's index. The slot map
 /// gives 32 and 32; so many slots are enough.
 const INDEX_BITS: u32 = 24;
 
-thread_local! {
-    /// Kept by the thread that forks, while it does.
-    static HELD_STILL: RefCell<Option<Still>> = const { RefCell::new(None) };
-}
-
-/// Registered when the library is loaded: so before handlers of the program, which then run while this lock is not held, and
-/// may call the library.
-#[used]
-#[unsafe(link_section = ".init_array")]
-static AT_LOAD: extern "C" fn() = at_load;
-
-extern "C" fn at_load() {
-    // A thread at its very end, which has no such places any more, forks without.
-    extern "C" fn before() {
-        let _ = HELD_STILL.try_with(|still| *still.borrow_mut() = Some(hold_still()));
-    }
-    extern "C" fn after() {
-        let _ = HELD_STILL.try_with(RefCell::take);
-    }
-    extern "C" fn in_child() {
-        FORKS.fetch_add(1, Ordering::Relaxed);
-        TABLE.forget();
-        crate::log::SINK.forget();
-        after();
-    }
-    // SAFETY: the handlers take and give back a lock of this thread's, and store to atomics.
-    let failed = unsafe { libc::pthread_atfork(Some(before), Some(after), Some(in_child)) };
-    REGISTERED.store(failed == 0, Ordering::Relaxed);
-}
-
-/// Whether a fork would be noticed. Without, no handle is given.
-static REGISTERED: AtomicBool = AtomicBool::new(false);
-
 fn forks() -> u64 {
-    u64::from(FORKS.load(Ordering::Relaxed)) & 0xff
+    u64::from(count()) & 0xff
 }
 
 fn forks_of(handle: *const ()) -> u64 {
@@ -104,12 +66,7 @@ fn forks_of(handle: *const ()) -> u64 {
 
 /// A new handle of this object.
 pub(crate) fn insert<C, T: Any + Send + Sync>(object: Arc<T>) -> Result<*mut C> {
-    if !REGISTERED.load(Ordering::Relaxed) {
-        return Err(Error::new(
-            ErrorKind::Limit,
-            "no memory was left for a handler of fork when the library was loaded",
-        ));
-    }
+    is_noticed()?;
     let object: Object = object;
     let mut slots = TABLE.get().write().unwrap_or_else(PoisonError::into_inner);
     if slots.len() >= (1 << INDEX_BITS) - 2 {

@@ -28,8 +28,7 @@ pub(crate) fn manager(m: *const lease_manager_t) -> Result<Arc<Manager>> {
 /// is no error before the first call that needs it. `*out` is freed with `lease_manager_free`.
 ///
 /// Errors: INVALID for a wrong URL, option or LEASE_... variable, DENIED for a path that cannot be written, INCOMPATIBLE for another
-/// program's file, UNSUPPORTED for a store this build lacks, UNAVAILABLE when the system cannot make the file, LIMIT, and FORKED in a
-/// child of a fork for a database file that its parent had open then.
+/// program's file, UNSUPPORTED for a store this build lacks, UNAVAILABLE when the system cannot make the file, LIMIT.
 #[unsafe(no_mangle)]
 pub extern "C" fn lease_manager_open(
     url: *const c_char,

@@ -69,11 +69,10 @@ static void inherited(void) {
 static void anew(void) {
     lease_manager_t *m = NULL;
     lease_t *l = NULL;
-    /* This one its parent has open: SQLite would count on locks that a child does not have. */
-    CHECK_STATUS(LEASE_ERR_FORKED, "was open when this process was forked",
-                 lease_manager_open(url("jobs.db"), NULL, &m, &error));
-    CHECK_OK(lease_manager_open(url("other.db"), NULL, &m, &error));
-    CHECK_OK(lease_manager_acquire(m, "n", 5000, NULL, &l, &error));
+    /* The file that its parent has open, with the parent's lease in it. */
+    CHECK_OK(lease_manager_open(url("jobs.db"), NULL, &m, &error));
+    CHECK_STATUS(LEASE_ERR_TIMEOUT, "held by", lease_manager_acquire(m, "n", LEASE_TRY_ONCE, NULL, &l, &error));
+    CHECK_OK(lease_manager_acquire(m, "child", 5000, NULL, &l, &error));
     CHECK(lease_is_held(l) && l != in_file && l != in_memory);
     CHECK_OK(lease_release(l, &error));
     lease_free(l);
@@ -130,6 +129,45 @@ static void child_of(void (*body)(void)) {
     int status = 0;
     CHECK(waitpid(child, &status, 0) == child);
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+/* SQLite's tables tell a child of locks that only its parent has. If its connection counted on them, the parent would close the
+ * file as the last, and delete the log with the child's lease in it. */
+static void child_outlives_its_parents_connection(void) {
+    lease_manager_t *m = NULL;
+    lease_t *l = NULL;
+    int to_parent[2], to_child[2];
+    char byte = 0;
+    CHECK(pipe(to_parent) == 0 && pipe(to_child) == 0);
+    CHECK_OK(lease_manager_open(url("outlived.db"), NULL, &m, &error));
+    CHECK_OK(lease_manager_acquire(m, "parent", 0, NULL, &l, &error));
+    lease_free(l);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        alarm(20);
+        CHECK_OK(lease_manager_open(url("outlived.db"), NULL, &m, &error));
+        CHECK_OK(lease_manager_acquire(m, "child", 0, NULL, &l, &error));
+        CHECK(write(to_parent[1], &byte, 1) == 1 && read(to_child[0], &byte, 1) == 1);
+        CHECK_OK(lease_confirm(l, &error));
+        CHECK_OK(lease_release(l, &error));
+        CHECK_OK(lease_manager_close(m, &error));
+        exit(0);
+    }
+    CHECK(read(to_parent[0], &byte, 1) == 1);
+    for (int at = 0; at < 2; at++) {
+        CHECK_OK(lease_manager_close(m, &error));
+        lease_manager_free(m);
+        CHECK_OK(lease_manager_open(url("outlived.db"), NULL, &m, &error));
+        CHECK_STATUS(LEASE_ERR_TIMEOUT, "held by", lease_manager_acquire(m, "child", 0, NULL, &l, &error));
+    }
+    CHECK(write(to_child[1], &byte, 1) == 1);
+    int status = 0;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    CHECK_OK(lease_manager_acquire(m, "child", 0, NULL, &l, &error));
+    lease_free(l);
+    CHECK_OK(lease_manager_close(m, &error));
+    lease_manager_free(m);
 }
 
 static void child_and_grandchild(void) {
@@ -198,6 +236,8 @@ int main(int count, char **arguments) {
     options = lease_options_new();
     fence = lease_fence_new();
     child_of(child_and_grandchild);
+
+    child_outlives_its_parents_connection();
 
     handlers_call = true;
     child_of(inherited);

@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken as Latch;
 
 use crate::clock::Moment;
 use crate::error::{Error, Result};
-use crate::runtime::{Environment, keep_from_forking, lock};
+use crate::fork::keep_waiting;
+use crate::runtime::{Environment, lock};
 use crate::store::{Ahead, Claim, ClaimId, Departure, Limits, Name, Place, Record, Renewal, Standing, Store, Token};
 
 /// One manager's store on lines that are kept in the memory of this process.
@@ -76,7 +77,7 @@ impl MemoryStore {
         type Named = (u32, String, Weak<Mutex<Lines>>);
         static NAMED: Mutex<Vec<Named>> = Mutex::new(Vec::new());
         let process = std::process::id();
-        let _still = keep_from_forking();
+        let _still = keep_waiting();
         let mut named = lock(&NAMED);
         named.retain(|(of, _, lines)| *of == process && lines.strong_count() > 0);
         let known = named.iter().find(|(_, known, _)| known == name).and_then(|(_, _, lines)| lines.upgrade());

@@ -12,7 +12,8 @@ use super::failure::Failure;
 use super::gate::{Entered, Gate, writable};
 use super::line::{Effects, SharedClock, Transaction};
 use crate::error::{Error, ErrorKind};
-use crate::runtime::{Environment, keep_from_forking};
+use crate::fork::keep_waiting;
+use crate::runtime::{Environment, lock};
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
 
@@ -36,8 +37,10 @@ pub(super) struct Database {
 }
 
 pub(super) struct Session {
-    /// `None` before the first transaction and after one that failed.
-    sql: Option<Connection>,
+    /// Whether the gate has a connection: not before the first transaction, and not after one that failed.
+    connected: bool,
+    /// Rows changed by this connection.
+    changes: u64,
     boot: String,
     clock: SharedClock,
     seen: Option<([u8; 16], i64)>,
@@ -50,7 +53,8 @@ impl Database {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map_err(|error| Failure::io("cannot read the boot id in /proc", &error))?;
         let session = Session {
-            sql: None,
+            connected: false,
+            changes: 0,
             boot: boot.trim().to_owned(),
             clock: SharedClock { offset: boottime_offset()? },
             seen: None,
@@ -71,10 +75,12 @@ impl Session {
         bell: &str,
         work: impl FnOnce(&mut Transaction<'_>) -> Result<T>,
     ) -> Result<(T, Effects)> {
-        let _still = keep_from_forking();
+        let _still = keep_waiting();
+        let mut kept = lock(&gate.connection);
+        self.connected = false;
         gate.check_same_file()?;
         // Whatever fails drops the connection, and with it what it had begun.
-        let sql = match self.sql.take() {
+        let sql = match kept.take() {
             Some(sql) => sql,
             None => self.connect(gate)?,
         };
@@ -95,7 +101,9 @@ impl Session {
         let (next_token, effects) = transaction.finish(first_token)?;
         sql.prepare_cached("COMMIT")?.execute([]).map_err(Failure::Commit)?;
         self.seen = self.seen.map(|(incarnation, _)| (incarnation, next_token));
-        self.sql = Some(sql);
+        self.changes = sql.total_changes();
+        *kept = Some(sql);
+        self.connected = true;
         Ok((answer, effects))
     }
 
@@ -176,15 +184,14 @@ impl Session {
     }
 
     pub(super) fn is_connected(&self) -> bool {
-        self.sql.is_some()
+        self.connected
     }
 
     /// Whether so much was written that the log should be moved into the file. Says so once.
     pub(super) fn is_checkpoint_due(&mut self) -> bool {
-        let changes = self.sql.as_ref().map_or(0, Connection::total_changes);
-        let is_due = changes >= self.checkpoint_at;
+        let is_due = self.changes >= self.checkpoint_at;
         if is_due {
-            self.checkpoint_at = changes + CHECKPOINT_EVERY;
+            self.checkpoint_at = self.changes + CHECKPOINT_EVERY;
         }
         is_due
     }
@@ -193,7 +200,7 @@ impl Session {
 /// Moves the log into the file, and makes nobody wait for that. Whether the log now starts over or is still short: those
 /// who write all the time keep it going.
 pub(super) fn checkpoint(path: &Path) -> Result<bool> {
-    let _still = keep_from_forking();
+    let _still = keep_waiting();
     let sql = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     let (pages, moved): (i64, i64) =
         sql.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))?;

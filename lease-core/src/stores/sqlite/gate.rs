@@ -10,16 +10,19 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread;
 use std::time::Duration;
 
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 use rustix::fs::{Access, AtFlags, CWD, FlockOperation, StatxFlags, accessat, fcntl_lock, statx};
 use rustix::io::Errno;
 
 use super::failure::Failure;
 use crate::error::{Error, ErrorKind};
-use crate::runtime::{keep_from_forking, lock};
+use crate::fork;
+use crate::runtime::lock;
 
 /// Device and inode: which file it is, whatever its path.
 type Identity = (u64, u64);
@@ -29,9 +32,7 @@ static OPEN: Mutex<BTreeMap<Identity, Open>> = Mutex::new(BTreeMap::new());
 
 struct Open {
     files: Arc<Files>,
-    stores: usize,
-    /// A forked child inherits this entry and the descriptors, and none of the locks. So does `SQLite`: a connection of the
-    /// child would count on locks that it does not have, and another process would delete the log under it.
+    stores: Vec<Weak<Mutex<Option<Connection>>>>,
     process: u32,
 }
 
@@ -43,6 +44,8 @@ pub(super) struct Gate {
     identity: Identity,
     files_identity: Identity,
     files: Option<Arc<Files>>,
+    /// Locked only while a fork is kept waiting.
+    pub(super) connection: Arc<Mutex<Option<Connection>>>,
 }
 
 struct Files {
@@ -68,8 +71,9 @@ impl Gate {
         let directory = fs::canonicalize(parent)
             .map_err(|error| Failure::io(format!("cannot use the directory {}", parent.display()), &error))?;
         // Two threads that open the same file for the first time must not make two `Files` of it.
-        let _still = keep_from_forking();
+        let _still = fork::keep_waiting();
         let mut open = lock(&OPEN);
+        disinherit(&mut open);
         let path = match fs::canonicalize(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let path = directory.join(name);
@@ -88,6 +92,7 @@ impl Gate {
         if meta.len() > 0 && !beside(&path, "-gate").exists() {
             check(&path)?;
         }
+        let connection = Arc::default();
         let (identity, mode) = ((meta.dev(), meta.ino()), meta.mode() & 0o777);
         // Looked at by its path: opening it, and closing it again, would drop the locks of a store that has it open.
         let known = rustix::fs::stat(beside(&path, "-gate")).ok().map(|stat| (stat.st_dev, stat.st_ino));
@@ -97,7 +102,7 @@ impl Gate {
             if entry.process != std::process::id() {
                 return Err(inherited(&path).into());
             }
-            entry.stores += 1;
+            entry.stores.push(Arc::downgrade(&connection));
             (known, entry.files.clone())
         } else {
             let side = |suffix| {
@@ -109,10 +114,11 @@ impl Gate {
             };
             let ((gate, identity), (live, _)) = (side("-gate")?, side("-live")?);
             let files = Arc::new(Files { gate, live, threads: Mutex::new(()) });
-            open.insert(identity, Open { files: files.clone(), stores: 1, process: std::process::id() });
+            let stores = vec![Arc::downgrade(&connection)];
+            open.insert(identity, Open { files: files.clone(), stores, process: std::process::id() });
             (identity, files)
         };
-        Ok(Self { path, mode, identity, files_identity, files: Some(files) })
+        Ok(Self { path, mode, identity, files_identity, files: Some(files), connection })
     }
 
     /// Fails when the path leads to another file than it did: two files would have two holders.
@@ -167,6 +173,12 @@ impl Gate {
         }
     }
 
+    /// Closes the connection. The next transaction makes a new one.
+    pub(super) fn disconnect(&self) {
+        let _still = fork::keep_waiting();
+        lock(&self.connection).take();
+    }
+
     fn files(&self) -> &Files {
         self.files.as_ref().expect("taken by drop only")
     }
@@ -174,11 +186,12 @@ impl Gate {
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        let _still = keep_from_forking();
+        self.disconnect();
+        let _still = fork::keep_waiting();
         let mut open = lock(&OPEN);
         let last = open.get_mut(&self.files_identity).is_some_and(|entry| {
-            entry.stores -= 1;
-            entry.stores == 0
+            entry.stores.retain(|store| !Weak::ptr_eq(store, &Arc::downgrade(&self.connection)));
+            entry.stores.is_empty()
         });
         if last {
             open.remove(&self.files_identity);
@@ -193,6 +206,28 @@ impl Drop for Entered<'_> {
         // Unlocking what is locked cannot fail.
         let _ = record_lock(self.gate, FlockOperation::NonBlockingUnlock);
     }
+}
+
+/// Closes what a forked child inherited, before it opens a file of its own. It has the descriptors and none of the locks, and
+/// so has `SQLite`, whose tables tell it that the locks are there: a new connection would count on them, and another process
+/// would delete the log under it. Closing the inherited connections empties the tables. It writes nothing, gives up no lock of
+/// the parent's (they belong to that process), and leaves the log alone.
+///
+/// What was not whole at the fork is left, and refused by `open`.
+fn disinherit(open: &mut BTreeMap<Identity, Open>) {
+    let process = std::process::id();
+    open.retain(|_, entry| {
+        let close = |store: Arc<Mutex<Option<Connection>>>| {
+            let mut connection = store.try_lock().ok()?;
+            if let Some(connection) = &*connection {
+                connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).ok()?;
+            }
+            connection.take();
+            Some(())
+        };
+        let kept = |entry: &Open| entry.stores.iter().filter_map(Weak::upgrade).map(close).any(|closed| closed.is_none());
+        entry.process == process || !fork::is_whole() || kept(entry)
+    });
 }
 
 fn inherited(path: &Path) -> Error {

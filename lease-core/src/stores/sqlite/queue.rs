@@ -21,7 +21,7 @@ use super::failure::Failure;
 use super::line::{Effects, Transaction};
 use crate::clock::Moment;
 use crate::error::{Error, Result};
-use crate::runtime::{Environment, Task, Thread, keep_from_forking, lock};
+use crate::runtime::{Environment, Task, Thread, lock};
 use crate::store::Name;
 
 /// What the callers of one store, its thread and its tasks share.
@@ -367,12 +367,10 @@ impl Drop for Ended<'_> {
         if let Some(checkpoint) = lock(&self.0.checkpoint).take() {
             block_on(checkpoint.join());
         }
-        if let Some(Database { gate, session }) = database {
+        if let Some(Database { gate, .. }) = database {
             // The last to close a database locks it for a moment.
-            let entered = gate.try_enter();
-            let still = keep_from_forking();
-            drop(session);
-            drop((entered, still));
+            let _entered = gate.try_enter();
+            gate.disconnect();
         }
         // Last: what was committed has been rung.
         self.0.bell.close();
