@@ -13,6 +13,7 @@ use crate::engine::Handle;
 use crate::error::{EndReason, Error, Result};
 use crate::heartbeat::Pulse;
 use crate::runtime;
+use crate::signal::EndSignal;
 use crate::store::{Name, Token};
 
 /// A name that is yours, as long as [`is_held`](Self::is_held) says so.
@@ -117,6 +118,14 @@ impl Lease {
     /// A token that is cancelled when the lease ends. Cancelling it yourself cancels only what hangs on it.
     pub fn cancellation(&self) -> CancellationToken {
         self.pulse.ended.child_token()
+    }
+
+    /// A descriptor for event loops that is readable once the lease ended, and stays so.
+    ///
+    /// # Errors
+    /// `Limit` when no descriptor is left.
+    pub fn end_signal(&self) -> Result<Arc<EndSignal>> {
+        EndSignal::new(self.cancellation()).map_err(|error| error.during("end_signal", Some(self.name())))
     }
 
     /// Runs the work for as long as the lease is held: if it is lost first, the work is dropped.

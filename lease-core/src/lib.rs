@@ -53,6 +53,7 @@ mod manager;
 mod observe;
 mod pursuit;
 pub mod runtime;
+pub mod signal;
 pub mod store;
 pub mod stores;
 #[cfg(feature = "test-util")]
@@ -62,6 +63,7 @@ pub use config::Builder;
 pub use error::{EndReason, Error, ErrorKind, Holder, Result};
 pub use fence::{Admitted, Fence};
 pub use lease::{Ended, Lease};
+pub use line::Waiting;
 pub use manager::{Acquire, Acquiring, Change, Changes, Manager, TryAcquire};
 pub use store::{Name, Record, Token};
 

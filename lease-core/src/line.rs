@@ -17,6 +17,9 @@ use crate::heartbeat::Pulse;
 use crate::lease::Lease;
 use crate::store::{Ahead, Name};
 
+/// Who waits for longer is told who holds the name.
+const LONG_WAIT: Duration = Duration::from_secs(1);
+
 /// What a waiter asks the store for. A place in the store's line serves any waiter of the same terms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Terms {
@@ -24,10 +27,26 @@ pub(crate) struct Terms {
     pub(crate) owner: Arc<str>,
 }
 
+/// A callback of somebody who waits.
+pub(crate) type OnWait = Box<dyn FnOnce(Waiting) + Send>;
+
+/// Why a wait goes on, told to who has waited for a second.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Waiting {
+    /// What is waited for.
+    pub name: Name,
+    /// Who holds it, as far as it is known: nobody when the store does not answer.
+    pub holder: Option<Holder>,
+    /// How many claims and local waiters stand before this one.
+    pub place: u64,
+}
+
 pub(crate) struct Waiter {
     pub(crate) terms: Terms,
     pub(crate) since: Moment,
     pub(crate) deadline: Option<Moment>,
+    pub(crate) on_wait: Option<OnWait>,
     pub(crate) handle: Arc<Handle>,
     pub(crate) answer: oneshot::Sender<Result<Lease>>,
 }
@@ -46,6 +65,8 @@ pub(crate) struct Lines {
 pub(crate) struct Line {
     waiters: BTreeMap<u64, Waiter>,
     deadlines: BTreeSet<(Moment, u64)>,
+    /// The latest arrival that was told that it has to wait.
+    told: u64,
     /// Whether a pursuit runs: it owns the next claim, and there is one of them.
     pursued: bool,
     /// Wakes the pursuit when somebody gave up or has an earlier deadline.
@@ -62,7 +83,8 @@ pub(crate) struct Line {
 /// What a pursuit needs to know of its line before it waits.
 pub(crate) struct Interest {
     pub(crate) changed: Arc<Notify>,
-    pub(crate) next_deadline: Moment,
+    /// When the next waiter is late, or has waited for long.
+    pub(crate) look_at: Moment,
 }
 
 impl Lines {
@@ -137,10 +159,26 @@ impl Lines {
         }
         let interest = self.names.get(name).and_then(|line| {
             let (_, first) = line.waiters.first_key_value()?;
-            let next_deadline = line.deadlines.first().map_or(Moment::FAR, |(at, _)| *at);
-            (first.terms == *terms).then(|| Interest { changed: line.changed.clone(), next_deadline })
+            let deadline = line.deadlines.first().map_or(Moment::FAR, |(at, _)| *at);
+            let look_at = line.untold().map_or(Moment::FAR, |(_, since)| since + LONG_WAIT).min(deadline);
+            (first.terms == *terms).then(|| Interest { changed: line.changed.clone(), look_at })
         });
         (interest, late)
+    }
+
+    /// Who has waited for long and was not told yet, and what is to be told.
+    pub(crate) fn long_waiting(&mut self, name: &Name, now: Moment) -> Vec<(Waiting, Option<OnWait>)> {
+        let mut telling = Vec::new();
+        let Some(line) = self.names.get_mut(name) else { return telling };
+        while let Some((arrival, since)) = line.untold()
+            && now.since(since) >= LONG_WAIT
+        {
+            let place = line.place(line.waiters.range(..arrival).count() as u64);
+            let waiting = Waiting { name: name.clone(), holder: line.holder().or_else(|| line.seen_holder()), place };
+            line.told = arrival;
+            telling.push((waiting, line.waiters.get_mut(&arrival).and_then(|waiter| waiter.on_wait.take())));
+        }
+        telling
     }
 
     fn expired(&mut self, name: &Name, now: Moment) -> Option<(Waiter, Error)> {
@@ -240,19 +278,28 @@ impl Line {
         Some(Holder::new(pulse.place.token, &*pulse.place.claim.owner))
     }
 
+    /// The first who was not told yet that he has to wait, and since when he does.
+    fn untold(&self) -> Option<(u64, Moment)> {
+        self.waiters.range(self.told + 1..).next().map(|(arrival, waiter)| (*arrival, waiter.since))
+    }
+
+    /// What stands before a waiter with so many before it here.
+    fn place(&self, here: u64) -> u64 {
+        here + self.ahead.as_ref().map_or(1, |ahead| ahead.count)
+    }
+
     fn seen_holder(&self) -> Option<Holder> {
         self.ahead.as_ref().map(|ahead| Holder::new(ahead.holder, &*ahead.owner))
     }
 
     /// What keeps a waiter with so many before it here, as far as it is known: a holder, or a store that does not answer.
     fn obstacle(&self, here: u64) -> Option<Error> {
-        let ahead = self.ahead.as_ref().map_or(1, |ahead| ahead.count);
         let (message, holder) = match self.holder() {
             Some(holder) => ("held by this process", Some(holder)),
             None => ("held by another", self.seen_holder()),
         };
         match holder {
-            Some(holder) => Some(Error::new(ErrorKind::Timeout, message).with_holder(holder, here + ahead)),
+            Some(holder) => Some(Error::new(ErrorKind::Timeout, message).with_holder(holder, self.place(here))),
             None => self.trouble.clone(),
         }
     }

@@ -13,7 +13,7 @@ use crate::config::{Builder, Config};
 use crate::engine::{Core, Handle, LEAVE_LIMIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::Lease;
-use crate::line::Terms;
+use crate::line::{OnWait, Terms, Waiting};
 use crate::pursuit::{attempt, wait};
 use crate::runtime::{Environment, see_through};
 use crate::store::{Name, Record, Store, Token};
@@ -77,6 +77,7 @@ impl Manager {
             ttl: config.ttl,
             timeout: config.timeout,
             owner: config.owner.clone(),
+            on_wait: None,
         }
     }
 
@@ -274,7 +275,6 @@ pub type Changes = Pin<Box<dyn Stream<Item = Result<Change>> + Send>>;
 
 /// An acquire that is being put together; await it.
 #[must_use = "an acquire does nothing until it is awaited"]
-#[derive(Debug)]
 pub struct Acquire {
     operation: &'static str,
     manager: Manager,
@@ -282,6 +282,18 @@ pub struct Acquire {
     ttl: Duration,
     timeout: Option<Duration>,
     owner: Arc<str>,
+    on_wait: Option<OnWait>,
+}
+
+impl std::fmt::Debug for Acquire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut acquire = f.debug_struct("Acquire");
+        acquire
+            .field("name", &self.name)
+            .field("ttl", &self.ttl)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Acquire {
@@ -300,6 +312,13 @@ impl Acquire {
     /// The text shown to others; `host:pid` by default.
     pub fn owner(mut self, owner: impl AsRef<str>) -> Self {
         self.owner = owner.as_ref().into();
+        self
+    }
+
+    /// Called once, when the wait has lasted for a second: says who holds the name, and the place in line. On the thread for
+    /// callbacks, as those of [`Lease::on_end`].
+    pub fn on_wait(mut self, callback: impl FnOnce(Waiting) + Send + 'static) -> Self {
+        self.on_wait = Some(Box::new(callback));
         self
     }
 
@@ -324,7 +343,7 @@ impl Acquire {
     }
 
     async fn acquire(self) -> Result<Lease> {
-        let Self { operation, manager, name, ttl, timeout, owner } = self;
+        let Self { operation, manager, name, ttl, timeout, owner, on_wait } = self;
         let handle = manager.handle;
         let name = name.map_err(|error| error.during(operation, None))?;
         let acquired = async {
@@ -333,7 +352,12 @@ impl Acquire {
             let terms = Terms { ttl, owner };
             match timeout {
                 Some(Duration::ZERO) => attempt(handle, &name, terms).await,
-                timeout => wait(handle, &name, terms, timeout).await,
+                timeout => {
+                    if on_wait.is_some() {
+                        handle.core.env.start_calls()?;
+                    }
+                    wait(handle, &name, terms, timeout, on_wait).await
+                }
             }
         };
         let span = tracing::debug_span!("lease.acquire", ?name);

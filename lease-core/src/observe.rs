@@ -6,6 +6,7 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
 use crate::error::{EndReason, Error};
+use crate::line::Waiting;
 use crate::runtime::Environment;
 use crate::store::{Name, Place, Token};
 
@@ -88,6 +89,18 @@ pub(crate) fn incompatible(env: &dyn Environment, place: &Place, error: &Error) 
 pub(crate) fn retrying(env: &dyn Environment, name: &Name, error: &Error) {
     let (name, error) = (name.clone(), error.to_string());
     env.log(Box::new(move || tracing::warn!(?name, %error, "the store does not answer; acquire keeps trying")));
+}
+
+/// Somebody has waited for long.
+pub(crate) fn waiting(env: &dyn Environment, waiting: &Waiting) {
+    let Waiting { name, holder, place } = waiting.clone();
+    env.log(Box::new(move || {
+        if let Some(holder) = holder {
+            tracing::info!(?name, holder = holder.owner, token = %holder.token, place, "acquire waits for the holder");
+        } else {
+            tracing::info!(?name, place, "acquire waits, and it is not known for whom");
+        }
+    }));
 }
 
 pub(crate) fn own_holder(name: &Name, token: Token, held_for: Duration) {

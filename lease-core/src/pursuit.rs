@@ -18,13 +18,19 @@ use crate::engine::{Backoff, Core, Handle};
 use crate::error::{EndReason, Error, ErrorKind, Holder, Result};
 use crate::heartbeat::Pulse;
 use crate::lease::Lease;
-use crate::line::{Terms, Waiter};
+use crate::line::{OnWait, Terms, Waiter};
 use crate::observe;
 use crate::runtime::{lock, start};
 use crate::store::{Claim, Name, Place, Standing, Token};
 
 /// Joins the local line and waits there. The caller polls only this: it holds no timer and no store.
-pub(crate) async fn wait(handle: Arc<Handle>, name: &Name, terms: Terms, timeout: Option<Duration>) -> Result<Lease> {
+pub(crate) async fn wait(
+    handle: Arc<Handle>,
+    name: &Name,
+    terms: Terms,
+    timeout: Option<Duration>,
+    on_wait: Option<OnWait>,
+) -> Result<Lease> {
     let core = handle.core.clone();
     let since = core.env.now();
     let (answer, lease) = oneshot::channel();
@@ -32,7 +38,7 @@ pub(crate) async fn wait(handle: Arc<Handle>, name: &Name, terms: Terms, timeout
     let (joined, held) = {
         let mut lines = lock(&core.lines);
         let held = lines.held(name).map(|(pulse, since)| (pulse.place.token, since));
-        (lines.join(name, Waiter { terms, since, deadline, handle, answer })?, held)
+        (lines.join(name, Waiter { terms, since, deadline, on_wait, handle, answer })?, held)
     };
     let (arrival, first) = joined;
     let _ticket = Ticket { core: &core, name, arrival };
@@ -137,12 +143,22 @@ impl Drop for Pursuit<'_> {
 async fn tend<T>(core: &Core, name: &Name, terms: &Terms, work: impl Future<Output = T>) -> Option<T> {
     let tending = async {
         loop {
-            let (interest, late) = lock(&core.lines).tend(name, terms, core.env.now());
+            let now = core.env.now();
+            let (telling, (interest, late)) = {
+                let mut lines = lock(&core.lines);
+                (lines.long_waiting(name, now), lines.tend(name, terms, now))
+            };
+            for (waiting, on_wait) in telling {
+                observe::waiting(&*core.env, &waiting);
+                if let Some(on_wait) = on_wait {
+                    drop(core.env.call(Box::new(move || on_wait(waiting))));
+                }
+            }
             for answer in late {
                 core.answer(answer);
             }
             let interest = interest?;
-            or(core.env.sleep_until(interest.next_deadline), interest.changed.notified()).await;
+            or(core.env.sleep_until(interest.look_at), interest.changed.notified()).await;
         }
     };
     or(async { Some(work.await) }, tending).await

@@ -1158,3 +1158,65 @@ async fn options_by_text() {
     lease_core::Builder::check_option("ttl", "1s").unwrap();
     assert_eq!(lease_core::Builder::check_option("ttl", "soon").unwrap_err().kind(), ErrorKind::Invalid);
 }
+
+/// Told once, a second after the wait began, with the place in line then; who has the lease before that is told nothing.
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_long_is_told_for_whom() {
+    let rig = Rig::new().await;
+    let (told, mut telling) = tokio::sync::mpsc::unbounded_channel();
+    let other = rig.other().await;
+    let lease = other.acquire("n").owner("the holder").await.unwrap();
+    let began = rig.now();
+    let wait = |late: Duration, after: Duration| {
+        let (told, env, manager) = (told.clone(), rig.env.clone(), rig.manager.clone());
+        tokio::spawn(async move {
+            pass(late).await;
+            let tell = move |waiting| told.send((env.now().since(began), waiting)).unwrap();
+            let lease = manager.acquire("n").on_wait(tell).await.unwrap();
+            pass(after).await;
+            lease.release().await
+        })
+    };
+    let second = Duration::from_secs(1);
+    let waits = [wait(Duration::ZERO, second / 2), wait(second / 10, Duration::ZERO), wait(second, Duration::ZERO)];
+    for (place, due) in [(1, second), (2, second + second / 10)] {
+        let (at, waiting) = telling.recv().await.unwrap();
+        assert!((due..due + TICK).contains(&at), "{at:?}");
+        assert_eq!((waiting.name.as_str(), waiting.place), ("n", place));
+        let holder = waiting.holder.unwrap();
+        assert_eq!((&*holder.owner, holder.token), ("the holder", lease.token()));
+    }
+    pass(second / 10).await;
+    lease.release().await.unwrap();
+    for wait in waits {
+        wait.await.unwrap().unwrap();
+    }
+    pass(10 * second).await;
+    assert!(telling.try_recv().is_err(), "once, and the third never waited for a second");
+    // Of a store that does not answer nobody knows who holds it.
+    rig.store.cut();
+    let manager = rig.manager.clone();
+    let tell = move |waiting: lease_core::Waiting| assert!(told.send((Duration::ZERO, waiting)).is_ok());
+    let wait = tokio::spawn(async move { manager.acquire("n").on_wait(tell).timeout(3 * second).await });
+    assert_eq!(telling.recv().await.unwrap().1.holder, None);
+    assert_eq!(wait.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+}
+
+/// For event loops: readable from the end on, also when it is asked for later.
+#[tokio::test(start_paused = true)]
+async fn a_descriptor_is_readable_once_the_lease_ended() {
+    let readable = |fd: std::os::fd::RawFd| {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+        !info.lines().any(|line| line.split_ascii_whitespace().eq(["eventfd-count:", "0"]))
+    };
+    let rig = Rig::new().await;
+    let lease = rig.lease().await;
+    let signal = lease.end_signal().unwrap();
+    assert!(!readable(signal.fd()));
+    rig.store.cut();
+    pass(HALF - TICK).await;
+    assert!(!readable(signal.fd()));
+    pass(2 * TICK).await;
+    assert!(readable(signal.fd()) && readable(lease.end_signal().unwrap().fd()));
+    signal.close();
+}

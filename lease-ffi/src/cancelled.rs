@@ -1,63 +1,14 @@
-//! How C hears that a lease ended: a descriptor, and callbacks.
+//! How C hears that a lease was lost: callbacks.
 
-use std::ffi::{c_int, c_void};
-use std::future::Future;
-use std::os::fd::{AsFd, AsRawFd};
-use std::pin::Pin;
+use std::ffi::c_void;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use lease_core::{CancellationToken, Lease, Result};
+use lease_core::{Lease, Result};
 use rustix::thread::{Pid, gettid};
-use tokio_util::sync::WaitForCancellationFutureOwned;
-
-use crate::wait::Signal;
 
 /// How long `lease_free` waits for a callback that runs.
 const CALLBACK_LIMIT: Duration = Duration::from_secs(5);
-
-/// A descriptor that is readable once the lease ended. Written to by whoever ends the lease: no thread waits for it.
-pub(crate) struct Ended {
-    signal: Signal,
-    /// Kept, so that what is dropped in a wake-up is never the last.
-    token: CancellationToken,
-    waiting: Mutex<Option<Pin<Box<WaitForCancellationFutureOwned>>>>,
-}
-
-impl Ended {
-    pub(crate) fn of(lease: &Lease) -> Result<Arc<Self>> {
-        let token = lease.cancellation();
-        let waiting = Mutex::new(Some(Box::pin(token.clone().cancelled_owned())));
-        let this = Arc::new(Self { signal: Signal::new()?, token, waiting });
-        this.clone().wake();
-        Ok(this)
-    }
-
-    pub(crate) fn fd(&self) -> c_int {
-        self.signal.as_fd().as_raw_fd()
-    }
-
-    pub(crate) fn close(&self) {
-        self.signal.close();
-    }
-}
-
-impl Wake for Ended {
-    fn wake(self: Arc<Self>) {
-        if self.token.is_cancelled() {
-            self.signal.set();
-            return;
-        }
-        let waker = Waker::from(self.clone());
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(future) = &mut *waiting
-            && future.as_mut().poll(&mut Context::from_waker(&waker)) == Poll::Ready(())
-        {
-            self.signal.set();
-        }
-    }
-}
 
 /// What the user gave to a callback, freed exactly once.
 pub(crate) struct UserData {

@@ -4,9 +4,10 @@ use std::ffi::{CString, c_char, c_int};
 use std::ptr;
 use std::sync::{Arc, OnceLock};
 
+use lease_core::signal::EndSignal;
 use lease_core::{EndReason, Lease, Result};
 
-use crate::cancelled::{Callbacks, Ended};
+use crate::cancelled::Callbacks;
 use crate::error::{c_string, lease_error_t, lease_status};
 use crate::handle::{export, find, insert, is_forked, millis, remove, value};
 use crate::wait::block_on;
@@ -48,7 +49,7 @@ const _: () = assert!(
 pub(crate) struct Held {
     pub(crate) lease: Lease,
     name: CString,
-    ended: OnceLock<Arc<Ended>>,
+    ended: OnceLock<Arc<EndSignal>>,
     callbacks: Arc<Callbacks>,
 }
 
@@ -120,7 +121,7 @@ pub extern "C" fn lease_cancelled_fd(l: *const lease_t, out: *mut c_int, err: *m
         let ended = if let Some(ended) = held.ended.get() {
             ended
         } else {
-            let new = Ended::of(&held.lease)?;
+            let new = held.lease.end_signal()?;
             held.ended.get_or_init(|| new)
         };
         out.put(ended.fd());

@@ -2,10 +2,11 @@
 
 use std::ffi::{c_char, c_int};
 use std::future::IntoFuture;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use lease_core::signal::Signal;
 use lease_core::{Acquiring, Error, ErrorKind, Lease, Name, Result};
 use rustix::event::epoll;
 
@@ -14,7 +15,7 @@ use crate::handle::{export, find, insert, invalid, remove, value};
 use crate::lease::{Held, lease_t};
 use crate::manager::{lease_manager_t, prepare};
 use crate::options::{Set, lease_options_t};
-use crate::wait::{Signal, is_readable};
+use crate::wait::{borrowed, is_readable};
 
 /// An acquire that goes on in the background. Free it with `lease_pending_free`.
 pub struct lease_pending_t {
@@ -44,7 +45,7 @@ impl Pending {
                 Error::new(ErrorKind::Limit, "cannot open an epoll: raise the limit of open files").with_source(error)
             })?;
             let data = epoll::EventData::new_u64(0);
-            let added = epoll::add(&both, &*signal, data, epoll::EventFlags::IN)
+            let added = epoll::add(&both, borrowed(&signal), data, epoll::EventFlags::IN)
                 .and_then(|()| epoll::add(&both, cancel, data, epoll::EventFlags::IN));
             added.map_err(|error| match error {
                 rustix::io::Errno::PERM => invalid("opts", "has a cancel fd that cannot be waited for: give a pipe"),
@@ -126,7 +127,7 @@ pub extern "C" fn lease_pending_fd(
         let out = crate::handle::out(out)?;
         let pending = pending(p)?;
         let either = pending.either.lock().unwrap_or_else(PoisonError::into_inner);
-        let fd = either.as_ref().map_or(pending.signal.as_fd(), AsFd::as_fd).as_raw_fd();
+        let fd = either.as_ref().map_or(pending.signal.fd(), AsRawFd::as_raw_fd);
         out.put(fd);
         Ok(())
     })

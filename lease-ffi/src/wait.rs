@@ -1,65 +1,21 @@
 //! How a calling thread waits for the core: with a time limit, and with a descriptor that ends the wait.
 
 use std::future::Future;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::BorrowedFd;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use lease_core::clock::Moment;
+use lease_core::signal::Signal;
 use lease_core::{Error, ErrorKind, Result};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// A descriptor that becomes readable once somebody signals it, and stays so.
-pub(crate) struct Signal {
-    /// Whoever signals may do so late: then it is closed, and its number is another's.
-    open: Mutex<Option<OwnedFd>>,
-    number: RawFd,
-}
-
-impl Signal {
-    pub(crate) fn new() -> Result<Self> {
-        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|error| {
-            Error::new(ErrorKind::Limit, "cannot open an eventfd: raise the limit of open files").with_source(error)
-        })?;
-        Ok(Self { number: fd.as_raw_fd(), open: Mutex::new(Some(fd)) })
-    }
-
-    fn open(&self) -> MutexGuard<'_, Option<OwnedFd>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn set(&self) {
-        if let Some(fd) = &*self.open() {
-            // Full is as readable as it can be.
-            let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
-        }
-    }
-
-    pub(crate) fn clear(&self) {
-        if let Some(fd) = &*self.open() {
-            let _ = rustix::io::read(fd, &mut [0; 8]);
-        }
-    }
-
-    /// Closes it now, whoever else still knows it. Its owner does that last.
-    pub(crate) fn close(&self) {
-        self.open().take();
-    }
-}
-
-impl AsFd for Signal {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: only its owner closes it before it is dropped, and does not use it after that.
-        unsafe { BorrowedFd::borrow_raw(self.number) }
-    }
-}
-
-impl Wake for Signal {
-    fn wake(self: Arc<Self>) {
-        self.set();
-    }
+/// A signal for poll(2).
+pub(crate) fn borrowed(signal: &Signal) -> BorrowedFd<'_> {
+    // SAFETY: only its owner closes it before it is dropped, and does not use it after that.
+    unsafe { BorrowedFd::borrow_raw(signal.fd()) }
 }
 
 /// Waits as long as it takes, with nothing of this thread's own: C calls from `atexit` and from destructors of thread-specific
@@ -147,7 +103,7 @@ pub(crate) fn wait<T>(
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: left.subsec_nanos().into(),
         });
-        let own = PollFd::new(&*signal, PollFlags::IN);
+        let own = PollFd::from_borrowed_fd(borrowed(&signal), PollFlags::IN);
         let polled = match cancel {
             Some(cancel) => {
                 let mut both = [own, PollFd::from_borrowed_fd(cancel, PollFlags::IN)];

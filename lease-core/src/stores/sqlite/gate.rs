@@ -225,7 +225,8 @@ fn disinherit(open: &mut BTreeMap<Identity, Open>) {
             connection.take();
             Some(())
         };
-        let kept = |entry: &Open| entry.stores.iter().filter_map(Weak::upgrade).map(close).any(|closed| closed.is_none());
+        let kept =
+            |entry: &Open| entry.stores.iter().filter_map(Weak::upgrade).map(close).any(|closed| closed.is_none());
         entry.process == process || !fork::is_whole() || kept(entry)
     });
 }
