@@ -222,6 +222,11 @@ impl Error {
         self
     }
 
+    /// The error about a word that is none of those known, naming the nearest: for bindings.
+    pub fn unknown(what: &str, word: &str, known: &[&str]) -> Self {
+        crate::config::unknown(what, word, known)
+    }
+
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Invalid, message)
     }
@@ -239,7 +244,8 @@ impl Error {
         Self::new(ErrorKind::Internal, "the store panicked: see its message")
     }
 
-    pub(crate) fn ended(reason: EndReason, name: &Name) -> Self {
+    /// The error about a lease that ended: for bindings.
+    pub fn ended(reason: EndReason, name: &Name) -> Self {
         let kind = if reason == EndReason::Forked { ErrorKind::Forked } else { ErrorKind::Lost };
         let mut error = Self::new(kind, format!("not held any more: {}", reason.explanation()));
         error.0.reason = Some(reason);
@@ -285,6 +291,29 @@ impl Error {
     /// Whether the same call may succeed later with nothing changed by you.
     pub fn is_retryable(&self) -> bool {
         self.0.kind.is_retryable()
+    }
+
+    /// All of it with its causes, for languages that have no chain of them: one line, and nothing that a terminal would obey,
+    /// for paths and names may have anything in them.
+    pub fn to_line(&self) -> String {
+        let mut message = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Many messages quote their cause.
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            cause = error.source();
+        }
+        message.chars().fold(String::new(), |mut line, letter| {
+            if letter.is_control() {
+                line.extend(letter.escape_default());
+            } else {
+                line.push(letter);
+            }
+            line
+        })
     }
 
     /// Whether the outcome is unknown: the request may have been applied though its answer was not seen.

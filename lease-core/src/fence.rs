@@ -75,12 +75,20 @@ impl Fence {
     /// # Errors
     /// As [`admit`](Self::admit).
     pub fn enter(&self, name: impl AsRef<str>, token: Token) -> Result<()> {
-        let name = Name::new(name.as_ref())?;
-        self.pass(&name, token).map_err(|error| error.during("admit", Some(&name)))
+        self.enter_within(name, token, ADMIT_LIMIT)
     }
 
-    fn pass(&self, name: &Name, token: Token) -> Result<()> {
-        let until = Instant::now() + ADMIT_LIMIT;
+    /// [`enter`](Self::enter) that blocks for at most so long. What it has seen counts, though it did not get in.
+    ///
+    /// # Errors
+    /// As [`admit`](Self::admit).
+    pub fn enter_within(&self, name: impl AsRef<str>, token: Token, limit: Duration) -> Result<()> {
+        let name = Name::new(name.as_ref())?;
+        self.pass(&name, token, limit).map_err(|error| error.during("admit", Some(&name)))
+    }
+
+    fn pass(&self, name: &Name, token: Token, limit: Duration) -> Result<()> {
+        let until = Instant::now() + limit;
         let mut names = lock(&self.names);
         loop {
             let gate = names.entry(name.clone()).or_default();
@@ -96,7 +104,8 @@ impl Fence {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Error::new(ErrorKind::Timeout, "a write under an older token did not end within 5 s"));
+                let message = format!("a write under an older token did not end within {limit:?}");
+                return Err(Error::new(ErrorKind::Timeout, message));
             }
             names = self.left.wait_timeout(names, left).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -115,6 +115,19 @@ impl Lease {
         }
     }
 
+    /// [`cancelled`](Self::cancelled) that does not keep the lease: when that is dropped, it was released.
+    pub fn ended(&self) -> impl Future<Output = Ended> + Send + 'static {
+        let pulse = self.pulse.clone();
+        async move {
+            loop {
+                if let Some(reason) = pulse.end_reason() {
+                    return Ended { reason };
+                }
+                pulse.ended.cancelled().await;
+            }
+        }
+    }
+
     /// A token that is cancelled when the lease ends. Cancelling it yourself cancels only what hangs on it.
     pub fn cancellation(&self) -> CancellationToken {
         self.pulse.ended.child_token()
@@ -221,7 +234,7 @@ impl Lease {
     /// # Errors
     /// `Limit` when that thread cannot be started.
     pub fn on_end(&self, callback: impl FnOnce(EndReason) + Send + 'static) -> Result<()> {
-        let (core, pulse) = (self.handle.core.clone(), self.pulse.clone());
+        let (core, ended) = (self.handle.core.clone(), self.ended());
         core.env.start_calls()?;
         // Closing ends every lease before it stops what could watch them.
         if let Some(reason) = self.end_reason() {
@@ -230,10 +243,8 @@ impl Lease {
             return Ok(());
         }
         self.handle.core.env.spawn(Box::pin(async move {
-            pulse.ended.cancelled().await;
-            if let Some(reason) = pulse.end_reason() {
-                drop(core.env.call(Box::new(move || callback(reason))));
-            }
+            let reason = ended.await.reason;
+            drop(core.env.call(Box::new(move || callback(reason))));
         }));
         Ok(())
     }

@@ -61,26 +61,7 @@ pub(crate) fn c_string(text: &str) -> CString {
 
 /// A new handle of an error.
 pub(crate) fn handle(error: &Error) -> Result<*mut lease_error_t> {
-    // Whole in one text: C has no chain of causes to follow.
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        // Many messages quote their cause.
-        if !message.contains(&text) {
-            message = format!("{message}: {text}");
-        }
-        cause = error.source();
-    }
-    // One line, and nothing that a terminal would obey: paths and names may have anything in them.
-    let message: String = message.chars().fold(String::new(), |mut line, letter| {
-        if letter.is_control() {
-            line.extend(letter.escape_default());
-        } else {
-            line.push(letter);
-        }
-        line
-    });
+    let message = error.to_line();
     insert(Arc::new(Failure {
         message: c_string(&message),
         name: error.name().map(c_string),

@@ -1,0 +1,109 @@
+"""The decorator ``guard``."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import string
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from lease._errors import AcquireTimeout, InvalidArgument, WrongType
+
+if TYPE_CHECKING:
+    from lease._aio import AsyncManager
+
+ASYNC: type[AsyncManager]
+"""Set by the module of that class, which needs this one."""
+
+_OPTIONS = frozenset({"ttl", "timeout", "owner"})
+
+
+class _Names:
+    """The name of each call: a template with the arguments filled in."""
+
+    def __init__(self, template: str, function: Callable[..., Any], pass_as: str | None) -> None:
+        if not isinstance(template, str):
+            raise WrongType(f"name must be a str, not {type(template).__name__}")
+        signature = inspect.signature(function)
+        parameters = dict(signature.parameters)
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        if pass_as is not None and parameters.pop(pass_as, None) is None and not takes_any:
+            raise InvalidArgument(f"pass_as={pass_as!r}: {function.__qualname__} has no such parameter")
+        try:
+            fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        except ValueError as error:
+            raise InvalidArgument(f"name {template!r} is no template: {error}; for a brace write it twice") from None
+        for field in fields:
+            first = field.split(".")[0].split("[")[0]
+            if not first.isidentifier() or not (first in parameters or takes_any):
+                raise InvalidArgument(f"name {template!r}: {function.__qualname__} has no parameter {first!r} to fill in")
+        self.template = template
+        self.signature = signature.replace(parameters=list(parameters.values()))
+        self.fields = fields
+
+    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        if not self.fields:
+            return self.template.format()
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values: dict[str, Any] = {}
+        for parameter in self.signature.parameters.values():
+            value = bound.arguments[parameter.name]
+            values.update(value if parameter.kind is parameter.VAR_KEYWORD else {parameter.name: value})
+        return self.template.format_map(values)
+
+
+def guard(
+    manager: Any, name: str, *, if_busy: str = "raise", pass_as: str | None = None, **options: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    for word in options:
+        if word not in _OPTIONS:
+            raise WrongType(f"guard: unknown keyword {word!r}. Known: ttl, timeout, owner, if_busy, pass_as")
+    if if_busy not in ("raise", "skip"):
+        raise InvalidArgument(f"if_busy={if_busy!r}: give 'raise', or 'skip' to return None when somebody else holds the name")
+    is_async = isinstance(manager, ASYNC)
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        if not callable(function):
+            raise WrongType(f"guard decorates a function, not {type(function).__name__}: write @manager.guard(name)")
+        called = getattr(function, "__qualname__", repr(function))
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise WrongType(f"{called} is a generator, whose body runs after the call: acquire the lease in its body")
+        if inspect.iscoroutinefunction(function) != is_async:
+            other, wants = ("Manager", "a plain") if is_async else ("AsyncManager", "a coroutine")
+            raise WrongType(f"{called} is {wants} function: guard it with lease.{other}")
+        names = _Names(name, function, pass_as)
+
+        if is_async:
+
+            @functools.wraps(function)
+            async def guarded_async(*args: Any, **kwargs: Any) -> Any:
+                try:
+                    held = await manager.acquire(names.of(args, kwargs), **options)
+                except AcquireTimeout:
+                    if if_busy == "skip":
+                        return None
+                    raise
+                async with held:
+                    return await function(*args, **({**kwargs, pass_as: held} if pass_as else kwargs))
+
+            guarded = guarded_async
+        else:
+
+            @functools.wraps(function)
+            def guarded_sync(*args: Any, **kwargs: Any) -> Any:
+                try:
+                    held = manager.acquire(names.of(args, kwargs), **options)
+                except AcquireTimeout:
+                    if if_busy == "skip":
+                        return None
+                    raise
+                with held:
+                    return function(*args, **({**kwargs, pass_as: held} if pass_as else kwargs))
+
+            guarded = guarded_sync
+        guarded.__signature__ = names.signature  # type: ignore[attr-defined]
+        return guarded
+
+    return decorate

@@ -1,0 +1,97 @@
+//! Errors of the core as exceptions, which are Python's own classes: `_errors.py`.
+
+use lease_core::{Error, ErrorKind};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyType};
+
+use crate::values::reason;
+
+/// Kinds by name and number, for the test that holds the classes to them.
+pub(crate) fn table() -> Vec<(&'static str, i32, bool)> {
+    ErrorKind::ALL.iter().map(|kind| (kind.name(), kind.code(), kind.is_retryable())).collect()
+}
+
+fn classes(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
+    static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    Ok(MODULE.get_or_try_init(py, || py.import("lease._errors").map(Bound::unbind))?.bind(py))
+}
+
+fn class(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Timeout => "AcquireTimeout",
+        ErrorKind::Lost => "LeaseLost",
+        ErrorKind::Unavailable => "StoreUnavailable",
+        ErrorKind::Invalid => "InvalidArgument",
+        ErrorKind::Unsupported => "Unsupported",
+        ErrorKind::Denied => "PermissionDenied",
+        ErrorKind::Incompatible => "IncompatibleStore",
+        ErrorKind::Cancelled => "AcquireCancelled",
+        ErrorKind::Closed => "ManagerClosed",
+        ErrorKind::Forked => "Forked",
+        ErrorKind::NotFound => "NotFound",
+        ErrorKind::Limit => "LimitExceeded",
+        _ => "InternalError",
+    }
+}
+
+/// The exception for an error.
+pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
+    raise_with(py, error, None)
+}
+
+/// The same about a lease of that token.
+pub(crate) fn raise_with(py: Python<'_>, error: &Error, token: Option<i64>) -> PyErr {
+    let exception = || {
+        let exception = classes(py)?.getattr(class(error.kind()))?.call1((error.to_line(),))?;
+        let token = token.or_else(|| error.holder().map(|holder| holder.token.get()));
+        exception.setattr("operation", error.operation())?;
+        exception.setattr("name", error.name())?;
+        exception.setattr("token", token)?;
+        exception.setattr("holder", error.holder().map(|holder| &holder.owner))?;
+        exception.setattr("place", error.place())?;
+        exception.setattr("in_doubt", error.is_in_doubt())?;
+        exception.setattr("reason", error.reason().map(|why| reason(py, why)).transpose()?)?;
+        Ok(PyErr::from_value(exception))
+    };
+    exception().unwrap_or_else(|failure| failure)
+}
+
+/// An argument of the wrong type.
+pub(crate) fn wrong_type(py: Python<'_>, message: impl Into<String>) -> PyErr {
+    local(py, "WrongType", message.into())
+}
+
+/// A call at the wrong moment or place.
+pub(crate) fn wrong_use(py: Python<'_>, message: impl Into<String>) -> PyErr {
+    local(py, "WrongUse", message.into())
+}
+
+/// An argument that is wrong.
+pub(crate) fn invalid(py: Python<'_>, message: impl Into<String>) -> PyErr {
+    local(py, "InvalidArgument", message.into())
+}
+
+fn local(py: Python<'_>, class: &str, message: String) -> PyErr {
+    let exception = || Ok::<_, PyErr>(PyErr::from_value(classes(py)?.getattr(class)?.call1((message,))?));
+    exception().unwrap_or_else(|failure| failure)
+}
+
+/// Refuses keywords that there are not, naming the nearest that there is.
+pub(crate) fn no_more(py: Python<'_>, call: &str, unknown: Option<&Bound<'_, PyDict>>, known: &[&str]) -> PyResult<()> {
+    match unknown.and_then(|unknown| unknown.keys().get_item(0).ok()) {
+        None => Ok(()),
+        Some(word) => {
+            let error = Error::unknown("keyword", &word.to_string(), known);
+            Err(wrong_type(py, format!("{call}: {}", error.message())))
+        }
+    }
+}
+
+/// Whether an exception is the loss of that very lease.
+pub(crate) fn is_loss_of(py: Python<'_>, exception: &Bound<'_, PyAny>, name: &str, token: i64) -> PyResult<bool> {
+    let lost = classes(py)?.getattr("LeaseLost")?;
+    let lost = lost.cast::<PyType>().map_err(|_| PyRuntimeError::new_err("lease._errors is not whole"))?;
+    Ok(exception.is_instance(lost)? && exception.getattr("name")?.eq(name)? && exception.getattr("token")?.eq(token)?)
+}

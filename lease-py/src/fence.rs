@@ -1,0 +1,93 @@
+//! The resource's side.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lease_core::clock::Moment;
+use lease_core::{ErrorKind, Fence as Core, Token};
+use pyo3::prelude::*;
+
+use crate::errors::{raise_with, wrong_use};
+use crate::interpreter::detached;
+use crate::values;
+
+/// How long a newer holder waits for an older one's write.
+const LIMIT: Duration = Duration::from_secs(5);
+/// How often it looks whether a signal has arrived.
+const SIGNALS_EVERY: Duration = Duration::from_millis(50);
+
+/// Guards a resource of this process against stale holders: check and act.
+#[pyclass(frozen, weakref, module = "lease")]
+#[derive(Default)]
+pub(crate) struct Fence(Arc<Core>);
+
+#[pymethods]
+impl Fence {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+
+    /// Admits a write under this token, until the end of the block.
+    fn admit(&self, py: Python<'_>, name: &Bound<'_, PyAny>, token: &Bound<'_, PyAny>) -> PyResult<Admitted> {
+        let (name, token) = (values::text(name, "name")?, values::token(token)?);
+        let until = Moment::now() + LIMIT;
+        loop {
+            let left = until.since(Moment::now());
+            let entered = detached(py, || self.0.enter_within(&name, token, left.min(SIGNALS_EVERY)));
+            match entered {
+                Ok(()) => return Ok(Admitted { fence: self.0.clone(), name, token, inside: AtomicBool::new(true) }),
+                Err(error) if error.kind() == ErrorKind::Timeout && left > SIGNALS_EVERY => py.check_signals()?,
+                Err(error) => return Err(raise_with(py, &error, Some(token.get()))),
+            }
+        }
+    }
+
+    fn __repr__(&self) -> &'static str {
+        "<Fence>"
+    }
+}
+
+/// Leave to write, until the end of the block.
+#[pyclass(frozen, module = "lease")]
+pub(crate) struct Admitted {
+    fence: Arc<Core>,
+    name: String,
+    token: Token,
+    inside: AtomicBool,
+}
+
+impl Admitted {
+    fn leave(&self) {
+        if self.inside.swap(false, Ordering::Relaxed) {
+            // Entered by `admit` and left only here, so it is inside.
+            drop(self.fence.leave(&self.name, self.token));
+        }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+#[pymethods]
+impl Admitted {
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        if slf.get().inside.load(Ordering::Relaxed) {
+            return Ok(slf);
+        }
+        Err(wrong_use(slf.py(), "this write is over: call admit for each"))
+    }
+
+    fn __exit__(&self, _kind: &Bound<'_, PyAny>, _exception: &Bound<'_, PyAny>, _traceback: &Bound<'_, PyAny>) {
+        self.leave();
+    }
+
+    fn __repr__(&self) -> String {
+        let state = if self.inside.load(Ordering::Relaxed) { "inside" } else { "left" };
+        format!("<Admitted '{}' token={} {state}>", self.name.escape_debug(), self.token)
+    }
+}

@@ -1,0 +1,112 @@
+//! The interpreter's lock, and its end.
+//!
+//! Invariant: once the interpreter began to end, no thread but the one that ends it takes the lock. `CPython` would end such a
+//! thread by unwinding through our frames, which aborts the process. A thread that waits in a call of ours when the end
+//! begins never comes back: it is one that Python does not wait for (a daemon), and goes with the process.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+use lease_core::fork;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+/// How long the end waits for those who hold or await the lock: a callback that does not return may be one of them.
+const EXIT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How many are about to take the lock, or have it on a thread of the library. The high half is the number of forks, so that a
+/// child begins with none.
+static INSIDE: AtomicU64 = AtomicU64::new(0);
+static ENDING: AtomicBool = AtomicBool::new(false);
+static ENDED_BY: Mutex<Option<ThreadId>> = Mutex::new(None);
+static LEFT: Condvar = Condvar::new();
+
+/// Leave to take the lock, until dropped.
+struct Inside {
+    forks: u64,
+}
+
+fn forks() -> u64 {
+    u64::from(fork::count()) << 32
+}
+
+impl Inside {
+    /// `None` once the end began.
+    fn enter() -> Option<Self> {
+        let forks = forks();
+        let enter = |inside: u64| Some(if inside >> 32 == forks >> 32 { inside + 1 } else { forks + 1 });
+        let _ = INSIDE.fetch_update(Ordering::SeqCst, Ordering::SeqCst, enter);
+        let inside = Self { forks };
+        // Counted before it is asked: the end sees one of the two.
+        if ENDING.load(Ordering::SeqCst) && !is_ending_thread() { None } else { Some(inside) }
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        let leave = |inside: u64| (inside >> 32 == self.forks >> 32).then(|| inside - 1);
+        let _ = INSIDE.fetch_update(Ordering::SeqCst, Ordering::SeqCst, leave);
+        if ENDING.load(Ordering::SeqCst) {
+            let _ended_by = ENDED_BY.lock().unwrap_or_else(PoisonError::into_inner);
+            LEFT.notify_all();
+        }
+    }
+}
+
+fn is_ending_thread() -> bool {
+    *ENDED_BY.lock().unwrap_or_else(PoisonError::into_inner) == Some(thread::current().id())
+}
+
+/// Runs something without the interpreter's lock.
+pub(crate) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> T {
+    let (done, inside) = py.detach(|| {
+        let done = work();
+        loop {
+            if let Some(inside) = Inside::enter() {
+                return (done, inside);
+            }
+            thread::park();
+        }
+    });
+    drop(inside);
+    done
+}
+
+/// Runs something with the interpreter's lock, on a thread that may be the library's. Not once the end began.
+pub(crate) fn attached(work: impl FnOnce(Python<'_>)) {
+    if let Some(_inside) = Inside::enter() {
+        Python::try_attach(work);
+    }
+}
+
+/// Reports an exception that nobody is there to catch.
+pub(crate) fn unraisable(py: Python<'_>, outcome: PyResult<Bound<'_, PyAny>>, culprit: &Bound<'_, PyAny>) {
+    if let Err(error) = outcome {
+        error.write_unraisable(py, Some(culprit));
+    }
+}
+
+/// Python code may run signal handlers on its main thread only.
+pub(crate) fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
+    static THREADING: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    let threading = THREADING.get_or_try_init(py, || py.import("threading").map(Bound::unbind))?.bind(py);
+    let main = threading.call_method0("main_thread")?.getattr("ident")?;
+    main.eq(threading.call_method0("get_ident")?)
+}
+
+/// The last thing that is called before the interpreter ends.
+#[pyfunction(name = "_at_exit")]
+pub(crate) fn at_exit(py: Python<'_>) {
+    *ENDED_BY.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current().id());
+    ENDING.store(true, Ordering::SeqCst);
+    py.detach(|| {
+        let ended_by = ENDED_BY.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_inside = |_: &mut Option<ThreadId>| {
+            let inside = INSIDE.load(Ordering::SeqCst);
+            inside >> 32 == forks() >> 32 && inside & u64::from(u32::MAX) > 0
+        };
+        drop(LEFT.wait_timeout_while(ended_by, EXIT_LIMIT, is_inside));
+    });
+}

@@ -1,0 +1,318 @@
+//! What is held.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use lease_core::signal::EndSignal;
+use lease_core::{EndReason, Error, Lease as Held};
+use pyo3::prelude::*;
+
+use crate::errors::{is_loss_of, raise_with, wrong_type, wrong_use};
+use crate::interpreter::{attached, detached, unraisable};
+use crate::mailbox::{Answer, Pending};
+use crate::process::Own;
+use crate::values;
+use crate::wait::{wait, wait_within};
+
+/// What `Lease` and `AsyncLease` have in common: all that does not wait.
+#[pyclass(frozen, subclass, weakref, module = "lease")]
+pub(crate) struct BaseLease {
+    held: Own<Arc<Held>>,
+    token: i64,
+    ended: Own<OnceLock<Arc<EndSignal>>>,
+}
+
+impl BaseLease {
+    fn of(held: Held) -> Self {
+        Self { token: held.token().get(), held: Own::new(Arc::new(held)), ended: Own::new(OnceLock::new()) }
+    }
+
+    fn name(&self) -> &str {
+        // Plain memory, which a forked child has too.
+        self.held.peek().map_or("", |held| held.name().as_str())
+    }
+
+    pub(crate) fn raise(&self, py: Python<'_>, error: &Error) -> PyErr {
+        raise_with(py, error, Some(self.token))
+    }
+
+    /// The lease, or `Forked` in a forked child.
+    fn here(&self, py: Python<'_>, operation: &'static str) -> PyResult<&Arc<Held>> {
+        self.held.get().ok_or_else(|| {
+            let held = self.held.peek().expect("taken by drop only");
+            self.raise(py, &Error::ended(EndReason::Forked, held.name()).during(operation, None))
+        })
+    }
+
+    /// Why it ended, `None` while it is held.
+    fn ended(&self) -> Option<EndReason> {
+        self.held.get().map_or(Some(EndReason::Forked), |held| held.end_reason())
+    }
+
+    fn signal(&self, py: Python<'_>) -> PyResult<Option<&Arc<EndSignal>>> {
+        let Some(ended) = self.ended.get() else { return Ok(None) };
+        if ended.get().is_none() {
+            let new = self.here(py, "fileno")?.end_signal().map_err(|error| self.raise(py, &error))?;
+            let _ = ended.set(new);
+        }
+        Ok(ended.get())
+    }
+
+    /// What is left to do at the end of a block, after the release: a loss is raised when the body succeeded, else noted.
+    fn settle(&self, py: Python<'_>, released: PyResult<()>, exception: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let Err(error) = released else { return Ok(()) };
+        let failed = error.value(py);
+        let is_loss = !failed.getattr("reason").is_ok_and(|reason| reason.is_none());
+        match exception {
+            None if is_loss => Err(error),
+            Some(exception) if is_loss => {
+                if !is_loss_of(py, exception, self.name(), self.token)? {
+                    exception.call_method1("add_note", (failed.str()?,))?;
+                }
+                Ok(())
+            }
+            _ => {
+                let logger = py.import("logging")?.call_method1("getLogger", ("lease",))?;
+                logger.call_method1("warning", ("not released: %s", failed)).map(drop)
+            }
+        }
+    }
+}
+
+impl Drop for BaseLease {
+    fn drop(&mut self) {
+        if let Some(signal) = self.ended.get().and_then(OnceLock::get) {
+            signal.close();
+        }
+    }
+}
+
+#[pymethods]
+impl BaseLease {
+    #[new]
+    fn new(py: Python<'_>, pending: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let pending =
+            pending.cast::<Pending>().map_err(|_| wrong_type(py, "leases are not made: get one from acquire"))?;
+        match pending.get().answer(py)? {
+            Answer::Lease(Some(held)) => Ok(Self::of(held)),
+            _ => Err(wrong_use(py, "there is no lease in it")),
+        }
+    }
+
+    /// The fencing token: greater than every token given before for this name.
+    #[getter]
+    fn token(&self) -> i64 {
+        self.token
+    }
+
+    /// What is leased.
+    #[getter(name)]
+    fn get_name(&self) -> &str {
+        self.name()
+    }
+
+    /// The text shown to others.
+    #[getter]
+    fn owner(&self) -> &str {
+        self.held.peek().map_or("", |held| held.owner())
+    }
+
+    /// The lifetime without renewal, in seconds.
+    #[getter]
+    fn ttl(&self) -> f64 {
+        self.held.peek().map_or(0.0, |held| held.ttl().as_secs_f64())
+    }
+
+    /// The seconds until it is lost unless a renewal succeeds: at most half the ttl, 0.0 once it ended.
+    #[getter]
+    fn remaining(&self) -> f64 {
+        self.held.get().map_or(Duration::ZERO, |held| held.remaining()).as_secs_f64()
+    }
+
+    /// Whether it is yours at this instant, by the clock: never true again once it was false.
+    #[getter]
+    fn is_held(&self) -> bool {
+        self.held.get().is_some_and(|held| held.is_held())
+    }
+
+    /// Why it ended; None while it is held.
+    #[getter]
+    fn end_reason<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.ended().map(|reason| values::reason(py, reason)).transpose()
+    }
+
+    /// Call it before each step of the work: raises `LeaseLost` once the lease has ended. Asks nobody.
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        match self.held.get() {
+            Some(held) => held.check().map_err(|error| self.raise(py, &error)),
+            None => self.here(py, "check").map(drop),
+        }
+    }
+
+    /// A descriptor that is readable once the lease ended, and stays so. To be polled, and nothing else.
+    fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
+        self.here(py, "fileno")?;
+        Ok(self.signal(py)?.map_or(-1, |signal| signal.fd()))
+    }
+
+    fn __repr__(&self) -> String {
+        let state = match (self.ended(), self.held.get()) {
+            (None, Some(held)) => format!("held, {:.1}s left", held.remaining().as_secs_f64()),
+            (Some(reason), _) if reason.is_loss() => format!("lost: {reason}"),
+            (Some(EndReason::Closed), _) => "released: its manager was closed".into(),
+            _ => "released".into(),
+        };
+        format!("<Lease {} token={} {state}>", quoted(self.name()), self.token)
+    }
+
+    fn __reduce__(&self, py: Python<'_>) -> PyResult<()> {
+        Err(wrong_type(py, "a lease cannot be pickled or copied: hand on its token, which the resource can check"))
+    }
+
+    /// For the asyncio side of this package.
+    #[pyo3(name = "_confirm")]
+    fn start_confirm(&self, py: Python<'_>) -> PyResult<Pending> {
+        let held = self.here(py, "confirm")?.clone();
+        Ok(Pending::about(self.token, async move { held.confirm().await.map(|()| Answer::Nothing) }))
+    }
+
+    /// For the asyncio side of this package.
+    #[pyo3(name = "_release")]
+    fn start_release(&self, py: Python<'_>) -> PyResult<Pending> {
+        let held = self.here(py, "release")?.clone();
+        Ok(Pending::about(self.token, async move { held.give_back().await.map(|()| Answer::Nothing) }))
+    }
+
+    /// For the asyncio side of this package.
+    #[pyo3(name = "_ended")]
+    fn start_ended(&self, py: Python<'_>) -> PyResult<Pending> {
+        let ended = self.here(py, "cancelled")?.ended();
+        Ok(Pending::new(async move { Ok(Answer::Reason(ended.await.reason)) }))
+    }
+
+    /// For the asyncio side of this package.
+    #[pyo3(name = "_settle")]
+    fn settle_error(
+        &self,
+        py: Python<'_>,
+        error: Bound<'_, PyAny>,
+        exception: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        self.settle(py, Err(PyErr::from_value(error)), exception)
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("'{}'", name.escape_debug())
+}
+
+/// A name that is yours, as long as `is_held` says so.
+#[pyclass(frozen, extends = BaseLease, module = "lease")]
+pub(crate) struct Lease;
+
+impl Lease {
+    pub(crate) fn of(py: Python<'_>, held: Held) -> PyResult<Bound<'_, Self>> {
+        Bound::new(py, PyClassInitializer::from(BaseLease::of(held)).add_subclass(Self))
+    }
+
+    fn give_back(base: &BaseLease, py: Python<'_>) -> PyResult<()> {
+        let held = base.here(py, "release")?;
+        wait(py, held.give_back())?.map_err(|error| base.raise(py, &error))
+    }
+}
+
+#[pymethods]
+impl Lease {
+    #[new]
+    fn new(py: Python<'_>, pending: &Bound<'_, PyAny>) -> PyResult<PyClassInitializer<Self>> {
+        Ok(PyClassInitializer::from(BaseLease::new(py, pending)?).add_subclass(Self))
+    }
+
+    /// Asks the store: a renewal now.
+    fn confirm(slf: PyRef<'_, Self>) -> PyResult<()> {
+        let (py, base) = (slf.py(), slf.into_super());
+        wait(py, base.here(py, "confirm")?.confirm())?.map_err(|error| base.raise(py, &error))
+    }
+
+    /// Gives the name back, at once. Finish the work first. Harmless when repeated.
+    fn release(slf: PyRef<'_, Self>) -> PyResult<()> {
+        let (py, base) = (slf.py(), slf.into_super());
+        Self::give_back(&base, py)
+    }
+
+    /// An event that is set once the lease ended.
+    #[getter]
+    fn cancelled(slf: Bound<'_, Self>) -> Cancelled {
+        Cancelled(slf.into_super().unbind())
+    }
+
+    /// Calls back with the `EndReason` if it is lost.
+    fn on_lost(slf: PyRef<'_, Self>, callback: Bound<'_, PyAny>) -> PyResult<()> {
+        let (py, base) = (slf.py(), slf.into_super());
+        if !callback.is_callable() {
+            let message = format!("callback must be callable, not {}", values::kind(&callback));
+            return Err(wrong_type(py, message));
+        }
+        let callback = Own::new(callback.unbind());
+        let tell = move |reason: EndReason| {
+            attached(|py| {
+                if let Some(callback) = callback.get().map(|callback| callback.bind(py))
+                    && reason.is_loss()
+                {
+                    unraisable(py, values::reason(py, reason).and_then(|reason| callback.call1((reason,))), callback);
+                }
+            });
+        };
+        let held = base.here(py, "on_lost")?.clone();
+        detached(py, || held.on_end(tell)).map_err(|error| base.raise(py, &error))
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        slf.as_super().get().check(slf.py())?;
+        Ok(slf)
+    }
+
+    fn __exit__(
+        slf: PyRef<'_, Self>,
+        _kind: &Bound<'_, PyAny>,
+        exception: Option<&Bound<'_, PyAny>>,
+        _traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let (py, base) = (slf.py(), slf.into_super());
+        match Self::give_back(&base, py) {
+            // Whoever interrupts the release means the whole program.
+            Err(error) if !error.is_instance_of::<pyo3::exceptions::PyException>(py) => Err(error),
+            released => base.settle(py, released, exception),
+        }
+    }
+}
+
+/// What `Lease.cancelled` gives.
+#[pyclass(frozen, module = "lease")]
+pub(crate) struct Cancelled(Py<BaseLease>);
+
+#[pymethods]
+impl Cancelled {
+    /// Whether the lease has ended, for whatever reason.
+    fn is_set(&self) -> bool {
+        self.0.get().ended().is_some()
+    }
+
+    /// Waits for the end; whether it has come within the timeout.
+    #[pyo3(signature = (timeout = None), text_signature = "($self, timeout=None)")]
+    fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        let limit = timeout.map(|timeout| values::duration(timeout, "timeout")).transpose()?;
+        let base = self.0.get();
+        let Some(held) = base.held.get() else { return Ok(true) };
+        let ended = async {
+            held.cancelled().await;
+            Ok(true)
+        };
+        Ok(wait_within(py, ended, limit)?.is_some())
+    }
+
+    fn __repr__(&self) -> String {
+        let state = if self.is_set() { "set" } else { "not set" };
+        format!("<Cancelled {}: {state}>", quoted(self.0.get().name()))
+    }
+}

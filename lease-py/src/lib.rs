@@ -1,0 +1,47 @@
+//! The Python package: translates, and decides nothing. What is public is documented in `python/lease/_lease.pyi`.
+//!
+//! One file a noun. `interpreter` has all that is about the interpreter's lock and its end, `wait` how a thread waits,
+//! `mailbox` how an event loop does, `process` what a forked child must not touch.
+#![forbid(unsafe_code)]
+#![allow(clippy::needless_pass_by_value, clippy::unused_self, reason = "the signatures are Python's")]
+
+mod errors;
+mod fence;
+mod interpreter;
+mod lease;
+mod log;
+mod mailbox;
+mod manager;
+mod process;
+mod testing;
+mod values;
+mod wait;
+mod watch;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _lease {
+    #[pymodule_export]
+    use crate::fence::{Admitted, Fence};
+    #[pymodule_export]
+    use crate::interpreter::at_exit;
+    #[pymodule_export]
+    use crate::lease::{BaseLease, Cancelled, Lease};
+    #[pymodule_export]
+    use crate::mailbox::{Mailbox, Pending};
+    #[pymodule_export]
+    use crate::manager::{BaseManager, Manager};
+    #[pymodule_export]
+    use crate::testing::CutStore;
+    #[pymodule_export]
+    use crate::watch::{BaseWatch, Watch};
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("ERRORS", crate::errors::table())?;
+        module.add("END_REASONS", crate::values::end_reasons())
+    }
+}
