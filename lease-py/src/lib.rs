@@ -20,6 +20,20 @@ mod watch;
 
 use pyo3::prelude::*;
 
+/// Does nothing: the floor of the figures.
+#[pyclass(frozen, name = "_Nothing", module = "lease._lease")]
+pub(crate) struct Nothing;
+
+#[pymethods]
+impl Nothing {
+    #[new]
+    fn new() -> Self {
+        Self
+    }
+
+    fn nothing(&self) {}
+}
+
 #[pymodule]
 mod _lease {
     #[pymodule_export]
@@ -38,10 +52,15 @@ mod _lease {
     use crate::watch::{BaseWatch, Watch};
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::Nothing;
+
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("ERRORS", crate::errors::table())?;
-        module.add("END_REASONS", crate::values::end_reasons())
+        module.add("END_REASONS", crate::values::end_reasons())?;
+        // What is public is said by the package.
+        module.delattr("__all__")
     }
 }

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from lease import _guard
 from lease._errors import LeaseError, WrongType, WrongUse
 from lease._lease import BaseLease, BaseManager, BaseWatch, Mailbox, Pending
-from lease._types import AcquireOptions, EndReason, GuardOptions, Record, TryOptions
+from lease._types import AcquireOptions, EndReason, GuardOptions, Record, TryOptions, Waiting
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -268,14 +268,16 @@ class AsyncManager(BaseManager):
         Options and errors are those of ``Manager.acquire``; ``on_wait`` is called in the event loop. Cancelled, it leaves no
         waiter behind, and a lease that was on its way is released.
         """
-        return _Acquire(self._acquiring(name, options))
-
-    async def _acquiring(self, name: str, options: AcquireOptions) -> AsyncLease:
         on_wait = options.pop("on_wait", None)
+        return _Acquire(self._acquiring(name, on_wait, dict(options)))
+
+    async def _acquiring(
+        self, name: str, on_wait: Callable[[Waiting], object] | None, options: dict[str, Any]
+    ) -> AsyncLease:
         if not (on_wait is None or callable(on_wait)):
             raise WrongType(f"on_wait must be callable, not {type(on_wait).__name__}")
         pending, waiting = self._acquire(name, on_wait=on_wait is not None, **options)
-        if on_wait is None or pending.begin():
+        if on_wait is None or waiting is None or pending.begin():
             await _finish(pending)
             return AsyncLease(pending)
         told = _Told(waiting, lambda told: None if told is None else on_wait(told))
