@@ -167,7 +167,8 @@ impl Thread {
 
 /// The real environment: one thread for timers, input and tasks, and two for user code.
 pub(crate) struct System {
-    handle: Handle,
+    /// `None` once it has stopped: no descriptor is kept by who still knows a closed manager.
+    handle: Arc<Mutex<Option<Handle>>>,
     timers: Arc<Timers>,
     tasks: TaskTracker,
     end: CancellationToken,
@@ -194,7 +195,7 @@ impl System {
         let runtime = Builder::new_current_thread().enable_io().build().map_err(no_timer)?;
         let timers = Arc::new(Timers::new().map_err(|error| no_timer(error.into()))?);
         let end = CancellationToken::new();
-        let handle = runtime.handle().clone();
+        let handle = Arc::new(Mutex::new(Some(runtime.handle().clone())));
         let wakes = Dispatcher::start("lease-wake", usize::MAX)?;
         let logs = Dispatcher::start("lease-log", 1024).inspect_err(|_| drop(wakes.stop()))?;
         let thread = Thread::spawn("lease", {
@@ -231,7 +232,10 @@ impl Environment for System {
     }
 
     fn spawn(&self, task: Task) {
-        self.tasks.spawn_on(task, &self.handle);
+        // Dropped after the end, which tells whoever waits for it.
+        if let Some(handle) = lock(&self.handle).clone() {
+            self.tasks.spawn_on(task, &handle);
+        }
     }
 
     fn deliver(&self, job: Job) {
@@ -266,14 +270,17 @@ impl Environment for System {
     fn stop(&self, limit: Moment) -> Task {
         let (told, idle) = oneshot::channel::<()>();
         let (tasks, wakes, late) = (self.tasks.clone(), self.wakes.clone(), Sleep::new(self.timers.clone(), limit));
-        self.handle.spawn(async move {
-            tasks.close();
-            or(tasks.wait(), late).await;
-            wakes.send(Box::new(move || drop(told)));
-        });
+        if let Some(handle) = &*lock(&self.handle) {
+            handle.spawn(async move {
+                tasks.close();
+                or(tasks.wait(), late).await;
+                wakes.send(Box::new(move || drop(told)));
+            });
+        }
         let (wakes, logs, late) = (self.wakes.clone(), self.logs.clone(), Sleep::new(self.timers.clone(), limit));
         let calls = self.calls.clone();
         let (end, thread) = (self.end.clone(), lock(&self.thread).take());
+        let (handle, timers) = (self.handle.clone(), self.timers.clone());
         Box::pin(async move {
             // After the last task, so that every answer is delivered. User code that never returns keeps its thread, but
             // not the caller.
@@ -291,6 +298,8 @@ impl Environment for System {
             end.cancel();
             if let Some(thread) = thread {
                 thread.join().await;
+                lock(&handle).take();
+                lock(&timers.fd).take();
             }
         })
     }
@@ -315,7 +324,8 @@ pub(crate) fn call(job: Job) {
 
 /// All sleeping futures, woken by one timer on the clock that counts through suspend.
 struct Timers {
-    fd: Arc<OwnedFd>,
+    /// `None` once there is nobody to wake any more.
+    fd: Mutex<Option<Arc<OwnedFd>>>,
     queue: Mutex<BTreeMap<(Moment, u64), Waker>>,
     next_id: AtomicU64,
 }
@@ -323,7 +333,7 @@ struct Timers {
 impl Timers {
     fn new() -> Result<Self, rustix::io::Errno> {
         let fd = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        Ok(Self { fd: Arc::new(fd), queue: Mutex::new(BTreeMap::new()), next_id: AtomicU64::new(0) })
+        Ok(Self { fd: Mutex::new(Some(Arc::new(fd))), queue: Mutex::new(BTreeMap::new()), next_id: AtomicU64::new(0) })
     }
 
     /// Asks the kernel to fire at `at`. Called with the queue locked, so that the earliest request wins.
@@ -335,17 +345,20 @@ impl Timers {
             tv_nsec: i64::try_from(nanos % 1_000_000_000).unwrap_or(0),
         };
         let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
-        timerfd_settime(&*self.fd, TimerfdTimerFlags::ABSTIME, &Itimerspec { it_interval, it_value })
-            .expect("a valid time on a valid timer");
+        if let Some(fd) = &*lock(&self.fd) {
+            timerfd_settime(fd, TimerfdTimerFlags::ABSTIME, &Itimerspec { it_interval, it_value })
+                .expect("a valid time on a valid timer");
+        }
     }
 
     async fn drive(&self) {
         #[expect(deprecated, reason = "sound for a descriptor that nobody replaces; its successor is an unsafe fn")]
-        let fd = AsyncFd::new(self.fd.clone()).expect("the timer joins the runtime of its thread");
+        let Some(fd) = lock(&self.fd).clone().map(AsyncFd::new) else { return };
+        let fd = fd.expect("the timer joins the runtime of its thread");
         loop {
             let mut ready = fd.readable().await.expect("the runtime lives as long as this task");
             let mut fired = [0; 8];
-            let _ = rustix::io::read(&*self.fd, &mut fired);
+            let _ = rustix::io::read(fd.get_ref(), &mut fired);
             ready.clear_ready();
             let now = Moment::now();
             let due: Vec<Waker> = {

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_lite::future::block_on;
-use lease_core::{Lease, Manager};
+use lease_core::{EndReason, ErrorKind, Lease, Manager};
 
 /// One test at a time: they count the threads and descriptors of the process.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -67,7 +67,13 @@ fn close_leaves_no_thread_and_no_descriptor() {
             assert!(waiting.is_err());
             assert!(!library_threads().is_empty());
             manager.close().await.unwrap();
-            drop(lease);
+            // Though who closed it still has it.
+            no_thread_is_left();
+            assert_eq!(entries("fd"), fds, "{url}");
+            manager.close().await.unwrap();
+            assert_eq!(manager.ping().await.unwrap_err().kind(), ErrorKind::Closed);
+            assert_eq!(lease.end_reason(), Some(EndReason::Closed));
+            lease.release().await.unwrap();
         });
         no_thread_is_left();
         assert_eq!(entries("fd"), fds, "{url}");
@@ -378,7 +384,7 @@ fn a_callback_may_block_and_call_back() {
     block_on(kept.give_back()).unwrap();
     block_on(kept.give_back()).unwrap();
     drop(open);
-    assert_eq!(reasons.recv_timeout(Duration::from_secs(10)).unwrap().0, lease_core::EndReason::Released);
+    assert_eq!(reasons.recv_timeout(Duration::from_secs(10)).unwrap().0, EndReason::Released);
     lost.on_end(move |reason| told.send((reason, None, true)).unwrap()).unwrap();
     assert!(reasons.recv_timeout(Duration::from_secs(10)).unwrap().0.is_loss());
 

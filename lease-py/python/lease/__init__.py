@@ -15,8 +15,8 @@ lines go to the logger ``lease``; those of level DEBUG if it is enabled for them
 """
 
 import atexit as _atexit
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from lease._aio import AsyncCancelled, AsyncLease, AsyncManager, AsyncWatch
 from lease._errors import (
     AcquireCancelled,
     AcquireTimeout,
@@ -70,6 +70,22 @@ __all__ = [
     "Watch",
     "__version__",
 ]
+
+if _TYPE_CHECKING:
+    from lease._aio import AsyncCancelled, AsyncLease, AsyncManager, AsyncWatch
+else:
+
+    def __getattr__(name):
+        """The asyncio side, when it is first asked for: importing asyncio takes longer than all the rest."""
+        if not name.startswith("Async") or name not in __all__:
+            raise AttributeError(f"module 'lease' has no attribute {name!r}")
+        from lease import _aio
+
+        return globals().setdefault(name, getattr(_aio, name))
+
+    def __dir__():
+        return [*globals(), *__all__]
+
 
 # The last of all that is called at the end, so that what others register may use this package.
 _atexit.register(_at_exit)

@@ -362,7 +362,7 @@ class AsyncManager(BaseManager):
         >>> asyncio.run(report("monday"))
         'report of monday'
         """
-        return _guard.guard(self, name, if_busy=if_busy, pass_as=pass_as, **options)
+        return _guard.guard(self, name, if_busy=if_busy, pass_as=pass_as, is_async=True, **options)
 
     async def __aenter__(self) -> Self:
         self._enter()
@@ -380,8 +380,6 @@ class AsyncManager(BaseManager):
             # After good work, and what could not be released expires.
             _logger.warning("not all leases could be released: %s", error)
 
-
-_guard.ASYNC = AsyncManager
 
 for _public in __all__:
     globals()[_public].__module__ = "lease"

@@ -6,15 +6,9 @@ import functools
 import inspect
 import string
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lease._errors import AcquireTimeout, InvalidArgument, WrongType
-
-if TYPE_CHECKING:
-    from lease._aio import AsyncManager
-
-ASYNC: type[AsyncManager]
-"""Set by the module of that class, which needs this one."""
 
 _OPTIONS = frozenset({"ttl", "timeout", "owner"})
 
@@ -55,14 +49,19 @@ class _Names:
 
 
 def guard(
-    manager: Any, name: str, *, if_busy: str = "raise", pass_as: str | None = None, **options: Any
+    manager: Any,
+    name: str,
+    *,
+    if_busy: str = "raise",
+    pass_as: str | None = None,
+    is_async: bool = False,
+    **options: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     for word in options:
         if word not in _OPTIONS:
             raise WrongType(f"guard: unknown keyword {word!r}. Known: ttl, timeout, owner, if_busy, pass_as")
     if if_busy not in ("raise", "skip"):
         raise InvalidArgument(f"if_busy={if_busy!r}: give 'raise', or 'skip' to return None when somebody else holds the name")
-    is_async = isinstance(manager, ASYNC)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(function):
