@@ -32,6 +32,11 @@ impl Nothing {
     }
 
     fn nothing(&self) {}
+
+    /// Something to ask for that panics: for the test that a panic is an error.
+    fn panic(&self) -> mailbox::Pending {
+        mailbox::Pending::new(async { panic!("of a test") })
+    }
 }
 
 #[pymodule]
