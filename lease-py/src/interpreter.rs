@@ -4,12 +4,13 @@
 //! thread by unwinding through our frames, which aborts the process. A thread that waits in a call of ours when the end
 //! begins never comes back: it is one that Python does not wait for (a daemon), and goes with the process.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use lease_core::fork;
+use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
@@ -40,7 +41,7 @@ impl Inside {
         let _ = INSIDE.fetch_update(Ordering::SeqCst, Ordering::SeqCst, enter);
         let inside = Self { forks };
         // Counted before it is asked: the end sees one of the two.
-        if ENDING.load(Ordering::SeqCst) && !is_ending_thread() { None } else { Some(inside) }
+        if is_ending() { None } else { Some(inside) }
     }
 }
 
@@ -59,19 +60,41 @@ fn is_ending_thread() -> bool {
     *ENDED_BY.lock().unwrap_or_else(PoisonError::into_inner) == Some(thread::current().id())
 }
 
+/// Refuses a second interpreter of this process: what is static here, classes among it, would be shared.
+pub(crate) fn only_one(py: Python<'_>) -> PyResult<()> {
+    static FIRST: AtomicUsize = AtomicUsize::new(0);
+    // Each has a module `sys` of its own.
+    let this = py.import("sys")?.as_ptr().addr();
+    match FIRST.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed) {
+        Err(first) if first != this => Err(PyImportError::new_err(
+            "lease does not support subinterpreters: import it in one interpreter of a process, or use processes",
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Runs something without the interpreter's lock.
 pub(crate) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> T {
     let (done, inside) = py.detach(|| {
         let done = work();
-        loop {
-            if let Some(inside) = Inside::enter() {
-                return (done, inside);
-            }
-            thread::park();
-        }
+        let Some(inside) = Inside::enter() else { gone(done) };
+        (done, inside)
     });
     drop(inside);
     done
+}
+
+/// Whether the interpreter ends, and not on this thread: then nobody will ever get what is waited for here.
+pub(crate) fn is_ending() -> bool {
+    ENDING.load(Ordering::SeqCst) && !is_ending_thread()
+}
+
+/// Gives up what nobody will get, which withdraws a claim and releases a lease, and never comes back.
+pub(crate) fn gone<T>(kept: T) -> ! {
+    drop(kept);
+    loop {
+        thread::park();
+    }
 }
 
 /// Runs something with the interpreter's lock, on a thread that may be the library's. Not once the end began.
@@ -102,6 +125,7 @@ pub(crate) fn at_exit(py: Python<'_>) {
     *ENDED_BY.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current().id());
     ENDING.store(true, Ordering::SeqCst);
     py.detach(|| {
+        crate::wait::wake_all();
         let ended_by = ENDED_BY.lock().unwrap_or_else(PoisonError::into_inner);
         let is_inside = |_: &mut Option<ThreadId>| {
             let inside = INSIDE.load(Ordering::SeqCst);

@@ -62,6 +62,7 @@ mod _lease {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::interpreter::only_one(module.py())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("ERRORS", crate::errors::table())?;
         module.add("END_REASONS", crate::values::end_reasons())?;

@@ -1,9 +1,10 @@
 //! How a calling thread waits for the core: without the interpreter's lock, and until a signal's handler raises.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use lease_core::clock::Moment;
 use lease_core::{Error, ErrorKind, Result};
 use pyo3::prelude::*;
 
-use crate::interpreter::{detached, is_main_thread};
+use crate::interpreter::{detached, gone, is_ending, is_main_thread};
 
 /// How often the main thread looks whether a signal has arrived: the system may have given it to another thread.
 const SIGNALS_EVERY: Duration = Duration::from_millis(50);
@@ -29,7 +30,23 @@ impl Wake for Parked {
     }
 }
 
+/// Who waits, to be told when the interpreter ends.
+static WAITING: Mutex<BTreeMap<usize, Weak<Parked>>> = Mutex::new(BTreeMap::new());
+
+/// Tells all who wait that nobody will get what they wait for.
+pub(crate) fn wake_all() {
+    let waiting = std::mem::take(&mut *WAITING.lock().unwrap_or_else(PoisonError::into_inner));
+    waiting.values().filter_map(Weak::upgrade).for_each(Wake::wake);
+}
+
 impl Parked {
+    fn new() -> Arc<Self> {
+        let parked = Arc::new(Self::default());
+        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.insert(Arc::as_ptr(&parked).addr(), Arc::downgrade(&parked));
+        parked
+    }
+
     /// Waits until it is woken, at most so long.
     fn park(&self, limit: Option<Duration>) {
         let woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
@@ -44,6 +61,15 @@ impl Parked {
     }
 }
 
+/// One entry of [`WAITING`].
+struct Waiting<'a>(&'a Arc<Parked>);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        WAITING.lock().unwrap_or_else(PoisonError::into_inner).remove(&Arc::as_ptr(self.0).addr());
+    }
+}
+
 /// One step of the core's. A panic of it is an error.
 pub(crate) fn step<T>(
     work: Pin<&mut (impl Future<Output = Result<T>> + ?Sized)>,
@@ -52,6 +78,11 @@ pub(crate) fn step<T>(
     catch_unwind(AssertUnwindSafe(|| work.poll(context))).unwrap_or_else(|_| {
         Poll::Ready(Err(Error::new(ErrorKind::Internal, "a defect of this package, please report it: it panicked")))
     })
+}
+
+fn poll<T>(work: Pin<&mut Option<impl Future<Output = Result<T>>>>, waker: &Waker) -> Poll<Result<T>> {
+    let work = work.as_pin_mut().expect("given up only at the end");
+    step(work, &mut Context::from_waker(waker))
 }
 
 /// Waits for the core. If a signal's handler raises, the work is dropped.
@@ -65,22 +96,27 @@ pub(crate) fn wait_within<T: Send>(
     work: impl Future<Output = Result<T>> + Send,
     limit: Option<Duration>,
 ) -> PyResult<Option<Result<T>>> {
-    let mut work = pin!(work);
-    let first = detached(py, || step(work.as_mut(), &mut Context::from_waker(Waker::noop())));
+    let mut work = pin!(Some(work));
+    let first = detached(py, || poll(work.as_mut(), Waker::noop()));
     if let Poll::Ready(done) = first {
         return Ok(Some(done));
     }
     let deadline = limit.map(|limit| Moment::now() + limit);
     let signals_every = is_main_thread(py)?.then_some(SIGNALS_EVERY);
-    let parked = Arc::new(Parked::default());
+    let parked = Parked::new();
+    let _waiting = Waiting(&parked);
     let waker = Waker::from(parked.clone());
     loop {
         // Signals are looked at between two parkings: one that came before is not slept over.
         py.check_signals()?;
         let done = detached(py, || {
             loop {
-                if let Poll::Ready(done) = step(work.as_mut(), &mut Context::from_waker(&waker)) {
+                if let Poll::Ready(done) = poll(work.as_mut(), &waker) {
                     return Some(Some(done));
+                }
+                if is_ending() {
+                    work.set(None);
+                    gone(());
                 }
                 let left = deadline.map(|deadline| deadline.since(Moment::now()));
                 if left.is_some_and(|left| left.is_zero()) {

@@ -84,6 +84,15 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
+def finish(process: subprocess.Popen[str], says: str = "") -> tuple[str, str, int]:
+    """Tells it something, and waits for its end. ``communicate`` would lose what was read ahead."""
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    process.stdin.write(says)
+    process.stdin.close()
+    said, errors = process.stdout.read(), process.stderr.read()
+    return said, errors, process.wait(LIMIT)
+
+
 def in_thread(work: Callable[[], object]) -> Callable[[], Any]:
     """Runs it in a thread. What is given back waits for its end, and gives its result or raises its error."""
     outcome: list[Any] = []

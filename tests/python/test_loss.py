@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from conftest import LIMIT, in_thread, start
+from conftest import LIMIT, finish, in_thread, start
 
 import lease
 from lease import EndReason
@@ -206,11 +206,11 @@ def test_a_stopped_process_says_lost_at_its_first_call(file_url: str) -> None:
     with lease.Manager(file_url) as manager, manager.acquire("nightly", timeout=LIMIT) as held:
         assert held.token > token
         os.kill(process.pid, signal.SIGCONT)
-        said, errors = process.communicate("\n", LIMIT)
+        said, errors, status = finish(process, "\n")
     lines = said.splitlines()
     assert lines[0] == "False 0.0", (said, errors)
     assert lines[1].split()[0] in ("STALLED", "SUPERSEDED", "UNREACHABLE"), said
-    assert process.returncode == 0, errors
+    assert status == 0, errors
 
 
 def test_an_evicted_holder_is_told_when_it_renews(file_url: str) -> None:

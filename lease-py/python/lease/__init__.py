@@ -75,7 +75,7 @@ if _TYPE_CHECKING:
     from lease._aio import AsyncCancelled, AsyncLease, AsyncManager, AsyncWatch
 else:
 
-    def __getattr__(name):
+    def __getattr__(name: str) -> object:
         """The asyncio side, when it is first asked for: importing asyncio takes longer than all the rest."""
         if not name.startswith("Async") or name not in __all__:
             raise AttributeError(f"module 'lease' has no attribute {name!r}")
@@ -83,7 +83,7 @@ else:
 
         return globals().setdefault(name, getattr(_aio, name))
 
-    def __dir__():
+    def __dir__() -> list[str]:
         return [*globals(), *__all__]
 
 

@@ -17,8 +17,6 @@ class _Names:
     """The name of each call: a template with the arguments filled in."""
 
     def __init__(self, template: str, function: Callable[..., Any], pass_as: str | None) -> None:
-        if not isinstance(template, str):
-            raise WrongType(f"name must be a str, not {type(template).__name__}")
         signature = inspect.signature(function)
         parameters = dict(signature.parameters)
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -44,7 +42,9 @@ class _Names:
         values: dict[str, Any] = {}
         for parameter in self.signature.parameters.values():
             value = bound.arguments[parameter.name]
-            values.update(value if parameter.kind is parameter.VAR_KEYWORD else {parameter.name: value})
+            values[parameter.name] = value
+            if parameter.kind is parameter.VAR_KEYWORD:
+                values.update(value)
         return self.template.format_map(values)
 
 
@@ -57,6 +57,8 @@ def guard(
     is_async: bool = False,
     **options: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    if not isinstance(name, str):
+        raise WrongType(f"name must be a str, not {type(name).__name__}: write @manager.guard(name)")
     for word in options:
         if word not in _OPTIONS:
             raise WrongType(f"guard: unknown keyword {word!r}. Known: ttl, timeout, owner, if_busy, pass_as")
