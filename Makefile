@@ -15,7 +15,10 @@ SECONDS ?= 8
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-tools bench header install check fmt tools
+.PHONY: help demo test test-rust test-python test-tools soak bench header install wheel check fmt tools
+
+# Where the Python package is built and tested.
+PYTHON_WORK = $${CARGO_TARGET_DIR:-target}/python
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,11 +26,18 @@ help: ## Say what there is to do
 demo: tools ## Fifty contenders in ten processes want one name, for SECONDS=8
 	$(CARGO) run --release --locked -p lease-core --example demo -- --seconds $(SECONDS)
 
-test: tools ## Run every test there is, doc tests too, with all features and with none
+test: test-rust test-python ## Run every test there is, doc tests too
+
+test-rust: tools ## Those of Rust and C, with all features and with none
 	@echo "== tests: all features"
 	$(CARGO) test --workspace --all-features --locked --no-fail-fast
 	@echo "== tests: no features"
 	$(CARGO) test -p lease-core --no-default-features --locked --no-fail-fast
+
+test-python: tools ## Those of the Python package, as it is installed, and of all languages on one file
+	@echo "== tests: Python"
+	@sh ci/tools.sh python
+	sh ci/python.sh "$(PYTHON_WORK)" test
 
 test-tools: tools ## Get what the tests of the C library can make use of: clang, CMake, valgrind, libuv, libev
 	@mkdir -p "$${CARGO_TARGET_DIR:-target}"
@@ -36,11 +46,19 @@ test-tools: tools ## Get what the tests of the C library can make use of: clang,
 bench: tools ## Measure
 	$(CARGO) bench -p lease-core --bench figures --locked
 	$(CARGO) bench -p lease-ffi --bench figures --locked
+	sh ci/python.sh "$(PYTHON_WORK)" bench
+
+soak: tools ## Hunt for what happens seldom: random faults from 4,000 seeds, a thousand ends of the interpreter
+	CHAOS_SEEDS=4000 $(CARGO) test --release -p lease-core --all-features --locked --test chaos
+	EXITS=40 sh ci/python.sh "$(PYTHON_WORK)" test -k interpreter_may_end
 
 install: tools ## Install the C library: PREFIX=/usr/local, LIBDIR, INCLUDEDIR, DESTDIR
 	$(CARGO) build --release --locked -p lease-ffi
 	DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" LIBDIR="$(LIBDIR)" INCLUDEDIR="$(INCLUDEDIR)" \
 		sh packaging/install.sh "$${CARGO_TARGET_DIR:-target}/release"
+
+wheel: tools ## Build a Python wheel for any Linux with glibc 2.17, into dist/
+	sh ci/python.sh "$(PYTHON_WORK)" wheel
 
 header: ## Write include/lease.h anew from the sources
 	BLESS=1 $(CARGO) test -p lease-ffi --locked --test header
@@ -54,9 +72,11 @@ check: ## Everything but the tests: format, lints, docs, licences, size
 	$(PYTHON) ci/licences.py --self-test
 	$(PYTHON) ci/licences.py
 	sh ci/lines.sh $(LINES)
+	sh ci/python.sh "$(PYTHON_WORK)" check
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
+	sh ci/python.sh "$(PYTHON_WORK)" fmt
 
 # Rust and a C compiler are all it takes, and Python 3.11 for the checks: nothing to install, so it says what is missing.
 tools:

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Says what this machine lacks, and how to get it without root: to build and test, or with `check` for `make check` too.
+# Says what this machine lacks, and how to get it without root: to build and test, with `check` also for `make check`, with
+# `python` for the Python package.
 set -eu
 
 missing=0
@@ -24,11 +25,15 @@ fi
 command -v "${CC:-cc}" >/dev/null ||
     lacks "a C compiler, for the SQLite that is built in. Set CC to one, or install gcc or clang"
 
+case "${1:-}" in check | python)
+    "${PYTHON:-python3}" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        lacks "Python 3.11 or later with its module venv (Debian: python3-venv). Set PYTHON to one"
+    ;;
+esac
+
 if [ "${1:-}" = check ]; then
     cargo fmt --version >/dev/null 2>&1 || lacks "rustfmt. Run: rustup component add rustfmt"
     cargo clippy --version >/dev/null 2>&1 || lacks "clippy. Run: rustup component add clippy"
-    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-        lacks "Python 3.11 or later, for the checks in ci/. Set PYTHON to one"
 fi
 
 exit "$missing"

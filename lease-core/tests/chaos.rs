@@ -145,9 +145,11 @@ fn run_seeds(seeds: std::ops::Range<u64>, mut open: impl FnMut(u64) -> Box<Open>
             }
         }
     }
-    let only = std::env::var("CHAOS_SEED").ok().map(|seed| seed.parse().expect("a number"));
+    let number = |variable| std::env::var(variable).ok().map(|number| number.parse::<u64>().expect("a number"));
+    let only = number("CHAOS_SEED");
+    let seeds = number("CHAOS_SEEDS").map_or(seeds.clone(), |count| seeds.start..seeds.start + count);
     let (mut grants, mut faults) = (0, 0);
-    for seed in only.map_or(seeds, |seed: u64| seed..seed + 1) {
+    for seed in only.map_or(seeds, |seed| seed..seed + 1) {
         let _failing = Failing(seed);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         let (granted, fired) = runtime.block_on(run(seed, &*open(seed)));

@@ -87,10 +87,10 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str], says: str = "") -> tuple[str, str, int]:
     """Tells it something, and waits for its end. ``communicate`` would lose what was read ahead."""
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-    process.stdin.write(says)
-    process.stdin.close()
-    said, errors = process.stdout.read(), process.stderr.read()
-    return said, errors, process.wait(LIMIT)
+    with process:
+        process.stdin.write(says)
+        process.stdin.close()
+        return process.stdout.read(), process.stderr.read(), process.wait(LIMIT)
 
 
 def in_thread(work: Callable[[], object]) -> Callable[[], Any]:

@@ -200,7 +200,9 @@ def test_secrets_are_not_shown() -> None:
 
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=0, max_size=200) | st.text(max_size=5)
-anything = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.timedeltas() | st.lists(st.none())
+anything = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.timedeltas() | st.lists(st.none())
+)
 
 
 @settings(deadline=None)

@@ -11,9 +11,9 @@ from typing import Any
 
 import anyio
 import pytest
-from conftest import LIMIT, in_thread
 
 import lease
+from conftest import LIMIT, in_thread
 from lease.testing import CutStore
 
 Run = Callable[[Any], Any]
@@ -316,6 +316,7 @@ def test_nested_timeouts_and_groups_keep_their_meaning(run: Run) -> None:
                         store.cut()
             assert children == ["ended", "ended"]
             store.mend()
+
             # A child that fails is a group, and the lease is released.
             async def failing() -> None:
                 async with manager.acquire("c"):
@@ -400,7 +401,7 @@ def test_a_lease_belongs_to_its_loop() -> None:
     async def acquire() -> lease.AsyncLease:
         return await manager.acquire("a")
 
-    held = asyncio.run(acquire())
+    held: Any = asyncio.run(acquire())
     assert held.is_held
 
     async def misuse() -> None:
@@ -416,7 +417,7 @@ def test_a_lease_belongs_to_its_loop() -> None:
     with pytest.raises(RuntimeError, match="no running event loop"):
         held.release().send(None)
     # The manager belongs to no loop.
-    del held
+    held = None
     gc.collect()
 
     async def again() -> None:
@@ -467,16 +468,18 @@ def test_managers_of_several_loops_and_threads(url: str) -> None:
 
 def test_loops_that_are_closed_leave_nothing(url: str) -> None:
     manager = lease.AsyncManager(url)
+    waiting: list[asyncio.Future[Any]] = []
 
     async def hold_and_wait() -> None:
         held = await manager.acquire("a", ttl=15)
-        asyncio.ensure_future(manager.acquire("a"))
+        waiting.append(asyncio.ensure_future(manager.acquire("a")))
         held.on_lost(print)
         async with asyncio.timeout(LIMIT):
             await until(lambda: somebody_waits(manager, "a"))
 
     for _ in range(5):
         asyncio.run(hold_and_wait())  # which cancels the waiter, and drops the lease
+        waiting.clear()
         gc.collect()
 
     async def is_free_again() -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import in_thread
 
 import lease
+from conftest import in_thread
 
 CONTENDERS = 50
 GRANTS = 8

@@ -7,9 +7,9 @@ import inspect
 from typing import Any
 
 import pytest
-from conftest import LIMIT, in_thread, waits
 
 import lease
+from conftest import LIMIT, in_thread, waits
 from lease.testing import CutStore
 
 MANAGER: Any = lease.Manager("memory:")

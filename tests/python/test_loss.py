@@ -10,9 +10,9 @@ import threading
 import time
 
 import pytest
-from conftest import LIMIT, finish, in_thread, start
 
 import lease
+from conftest import LIMIT, finish, in_thread, start
 from lease import EndReason
 from lease.testing import CutStore
 

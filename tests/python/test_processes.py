@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import LIMIT, finish, in_thread, python, start, waits
 
 import lease
+from conftest import LIMIT, finish, in_thread, python, start, waits
 from lease import EndReason
 
 

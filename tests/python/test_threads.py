@@ -12,9 +12,9 @@ import weakref
 from pathlib import Path
 
 import pytest
-from conftest import LIMIT, in_thread, waits
 
 import lease
+from conftest import LIMIT, in_thread, waits
 from lease.testing import CutStore
 
 

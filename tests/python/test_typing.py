@@ -17,7 +17,7 @@ import lease.testing
 HERE = Path(__file__).resolve().parent
 PACKAGE = Path(lease.__file__).parent
 
-USER = '''
+USER = """
 import asyncio
 from datetime import timedelta
 from typing import assert_type
@@ -74,9 +74,9 @@ async def main() -> None:
 
 
 assert_type(CutStore().manager(ttl=1), lease.Manager)
-'''
+"""
 
-WRONG = '''
+WRONG = """
 import lease
 
 manager = lease.Manager("memory:")
@@ -90,7 +90,7 @@ held.token = 5
 with manager.acquire("a") as other:
     other.relaese()
 lease.AsyncManager("memory:").acquire("a", tll=15)
-'''
+"""
 
 
 def check(tool: list[str], source: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:

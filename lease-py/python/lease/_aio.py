@@ -271,9 +271,7 @@ class AsyncManager(BaseManager):
         on_wait = options.pop("on_wait", None)
         return _Acquire(self._acquiring(name, on_wait, dict(options)))
 
-    async def _acquiring(
-        self, name: str, on_wait: Callable[[Waiting], object] | None, options: dict[str, Any]
-    ) -> AsyncLease:
+    async def _acquiring(self, name: str, on_wait: Callable[[Waiting], object] | None, options: dict[str, Any]) -> AsyncLease:
         if not (on_wait is None or callable(on_wait)):
             raise WrongType(f"on_wait must be callable, not {type(on_wait).__name__}")
         pending, waiting = self._acquire(name, on_wait=on_wait is not None, **options)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, final, overload
+
 from typing_extensions import disjoint_base
 
 from lease._types import EndReason, Record, Waiting
@@ -118,9 +119,7 @@ class Manager(BaseManager):
         >>> held.release()
         """
 
-    def try_acquire(
-        self, name: str, *, ttl: float | timedelta | None = None, owner: str | None = None
-    ) -> Lease | None:
+    def try_acquire(self, name: str, *, ttl: float | timedelta | None = None, owner: str | None = None) -> Lease | None:
         """One attempt: ``None`` when somebody else holds the name or waits for it.
 
         Raises what ``acquire`` does, but for ``AcquireTimeout``. Takes at most the request timeout.
