@@ -10,6 +10,8 @@ work=$1 what=$2
 shift 2
 cd "$(dirname "$0")/.."
 venv=$work/venv
+# What pip builds in a directory of its own is built anew otherwise, SQLite too.
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 pip="$venv/bin/python -m pip --quiet --disable-pip-version-check"
 
 # The environment; anew whenever what it has to hold, or the interpreter, is another.
@@ -28,7 +30,7 @@ PATH="$(cd "$venv/bin" && pwd):$PATH"
 
 install() {
     rm -rf "$work/dist"
-    maturin sdist --quiet --out "$work/dist"
+    maturin sdist --out "$work/dist" >"$work/sdist.log" 2>&1 || { cat "$work/sdist.log" >&2; exit 1; }
     $pip wheel --no-deps --wheel-dir "$work/dist" "$work"/dist/*.tar.gz
     $pip install --no-deps --force-reinstall "$work"/dist/*.whl
 }
@@ -44,7 +46,8 @@ check)
     ;;
 test)
     install
-    exec python -m pytest -p no:cacheprovider tests/python tests/across "$@"
+    [ $# -gt 0 ] || set -- tests/python tests/across
+    exec python -m pytest -p no:cacheprovider "$@"
     ;;
 bench)
     install

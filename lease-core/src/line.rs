@@ -15,7 +15,10 @@ use crate::engine::Handle;
 use crate::error::{Error, ErrorKind, Holder, Result};
 use crate::heartbeat::Pulse;
 use crate::lease::Lease;
-use crate::store::{Ahead, Name};
+use crate::store::{Ahead, Name, Token};
+
+/// The least time between two warnings of the same kind.
+const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// Who waits for longer is told who holds the name.
 const LONG_WAIT: Duration = Duration::from_secs(1);
@@ -59,6 +62,8 @@ pub(crate) struct Lines {
     names: HashMap<Name, Line>,
     closed: bool,
     arrivals: u64,
+    /// When somebody was warned that he waits for a lease of this very manager.
+    warned: Option<Moment>,
 }
 
 #[derive(Default)]
@@ -135,10 +140,16 @@ impl Lines {
         }
     }
 
-    /// Who holds the name here, and since when.
-    pub(crate) fn held(&self, name: &Name) -> Option<(&Arc<Pulse>, Moment)> {
+    /// The token of who holds the name here, and for how long, if a warning about that is due: not for each of many who wait
+    /// for each other as they should.
+    pub(crate) fn own_holder(&mut self, name: &Name, now: Moment) -> Option<(Token, Duration)> {
+        if self.warned.is_some_and(|at| now.since(at) < WARN_EVERY) {
+            return None;
+        }
         let (pulse, since) = self.names.get(name)?.held.as_ref()?;
-        pulse.end_reason().is_none().then_some((pulse, *since))
+        let held = pulse.end_reason().is_none().then(|| (pulse.place.token, now.since(*since)))?;
+        self.warned = Some(now);
+        Some(held)
     }
 
     /// The terms of the first waiter. With none left the pursuit is over, and an idle line forgotten.
@@ -242,7 +253,7 @@ impl Lines {
     pub(crate) fn trouble(&mut self, name: &Name, error: Error, now: Moment) -> bool {
         let Some(line) = self.names.get_mut(name) else { return false };
         line.trouble = Some(error);
-        let due = line.warned.is_none_or(|at| now.since(at) >= Duration::from_secs(10));
+        let due = line.warned.is_none_or(|at| now.since(at) >= WARN_EVERY);
         if due {
             line.warned = Some(now);
         }

@@ -37,14 +37,14 @@ pub(crate) async fn wait(
     let deadline = timeout.map(|timeout| since + timeout);
     let (joined, held) = {
         let mut lines = lock(&core.lines);
-        let held = lines.held(name).map(|(pulse, since)| (pulse.place.token, since));
+        let held = lines.own_holder(name, since);
         (lines.join(name, Waiter { terms, since, deadline, on_wait, handle, answer })?, held)
     };
     let (arrival, first) = joined;
     let _ticket = Ticket { core: &core, name, arrival };
     observe::waiters(&*core.env, 1);
-    if let Some((token, at)) = held {
-        observe::own_holder(name, token, since.since(at));
+    if let Some((token, held_for)) = held {
+        observe::own_holder(name, token, held_for);
     }
     if first {
         start(&*core.env, Box::pin(pursue(core.clone(), name.clone())));

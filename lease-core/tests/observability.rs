@@ -121,7 +121,8 @@ fn logs_and_figures_tell_of_grants_renewals_waits_and_losses() {
             let builder = Manager::builder().environment(env.clone()).store(store.clone()).ttl(TTL);
             let manager = builder.open().await.unwrap();
             let lease = manager.acquire("n").await.unwrap();
-            assert!(manager.acquire("n").timeout(Duration::from_secs(5)).await.is_err());
+            assert!(manager.acquire("n").timeout(Duration::from_secs(3)).await.is_err());
+            assert!(manager.acquire("n").timeout(Duration::from_secs(2)).await.is_err());
             tokio::time::sleep(Duration::from_secs(10)).await;
             lease.release().await.unwrap();
             let lost = manager.try_acquire("n").await.unwrap().unwrap();
@@ -149,10 +150,11 @@ fn logs_and_figures_tell_of_grants_renewals_waits_and_losses() {
         "DEBUG acquired",
         "DEBUG renewed",
         "DEBUG renewal failed; trying again",
+        "INFO acquire waits for the holder",
         "WARN lease lost: the work under it must stop",
     ] {
         assert!(told.iter().any(|told| told == expected), "no {expected:?} in {told:#?}");
     }
     let reentrant = |told: &String| told.starts_with("WARN acquire waits for a lease held by this process since");
-    assert_eq!(told.iter().filter(|told| reentrant(told)).count(), 1);
+    assert_eq!(told.iter().filter(|told| reentrant(told)).count(), 1, "not for every wait");
 }
