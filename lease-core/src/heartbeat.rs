@@ -11,10 +11,11 @@
 //!                      retry, backoff    (a waiting claim is kept up to the ttl)  may let the next one in
 //! ```
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
+use foldhash::HashMap;
 use futures_lite::future::or;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;

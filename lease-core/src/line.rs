@@ -4,10 +4,11 @@
 //! the next. The next belongs to whoever is first here; when he gives up, the one behind him with the same terms takes
 //! the place over. Plain data behind one lock: nothing here waits, and no user code runs under the lock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use tokio::sync::{Notify, oneshot};
 
 use crate::clock::Moment;

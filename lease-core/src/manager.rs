@@ -351,7 +351,8 @@ impl Acquire {
             Config::check_owner(&owner)?;
             let terms = Terms { ttl, owner };
             match timeout {
-                Some(Duration::ZERO) => attempt(handle, &name, terms).await,
+                // In a box of its own: it is large, and would be copied with the other, which is not.
+                Some(Duration::ZERO) => Box::pin(attempt(handle, &name, terms)).await,
                 timeout => {
                     if on_wait.is_some() {
                         handle.core.env.start_calls()?;

@@ -73,7 +73,8 @@ pub(crate) async fn attempt(handle: Arc<Handle>, name: &Name, terms: Terms) -> R
     let core = handle.core.clone();
     lock(&core.lines).check_free(name)?;
     let (bounded, name) = (core.clone(), name.clone());
-    core.run(async move { bounded.bounded(attempt_in_store(handle, name, terms)).await }).await
+    let attempt = async move { bounded.bounded(attempt_in_store(handle, name, terms)).await };
+    core.run(Box::pin(attempt)).await
 }
 
 /// The same with a claim that does not queue.

@@ -9,11 +9,12 @@
 //! 4. A claim has a latch, made by the first who waits for its leaving and opened when it leaves, after the mutex is
 //!    free. As `turn` waits for the one claim before its own, a hand-over wakes one waiter (S7).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use foldhash::HashMap;
 use tokio_util::sync::CancellationToken as Latch;
 
 use crate::clock::Moment;
