@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::error::{Error, Result};
 use crate::manager::Manager;
@@ -223,6 +223,24 @@ impl Builder {
         Config::default().set(key, value)
     }
 
+    /// The URL with the path of a file made absolute: for bindings, which may open it again in a child of a fork, or elsewhere.
+    ///
+    /// # Errors
+    /// `Invalid` for a wrong URL, and when the working directory has no name that a URL could have.
+    pub fn absolute(url: &str) -> Result<String> {
+        const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'.').remove(b'-').remove(b'_').remove(b'~');
+        let Url { scheme, rest, .. } = Url::parse(url)?;
+        if scheme != "sqlite" || rest.starts_with('/') {
+            return Ok(url.into());
+        }
+        let directory = std::env::current_dir()
+            .map_err(|error| Error::invalid("the working directory cannot be found").with_source(error))?;
+        let directory =
+            directory.to_str().ok_or_else(|| Error::invalid("the working directory's name is not UTF-8"))?;
+        let relative = url.split_once(':').map_or("", |(_, relative)| relative);
+        Ok(format!("sqlite:{}/{relative}", utf8_percent_encode(directory.trim_end_matches('/'), PLAIN)))
+    }
+
     /// The clock, randomness and threads, in place of the machine's.
     #[cfg(feature = "test-util")]
     #[must_use]
@@ -335,6 +353,24 @@ mod tests {
         let (config, _) = configure(&builder, &variables).unwrap();
         assert_eq!((config.ttl, config.timeout), (Duration::from_secs(5), Some(Duration::from_secs(4))));
         assert_eq!(&*config.owner, "var");
+    }
+
+    #[test]
+    fn a_path_is_made_absolute_and_nothing_else() {
+        let here = std::env::current_dir().unwrap();
+        let path = |url: &str| Url::parse(&Builder::absolute(url).unwrap()).unwrap();
+        for url in ["SQLite:jobs%20x.db?ttl=3s", "sqlite:./jobs%20x.db?ttl=3s"] {
+            let Url { scheme, rest, options } = path(url);
+            assert_eq!((&*scheme, options.len()), ("sqlite", 1));
+            assert_eq!(
+                std::path::Path::new(&rest).components().collect::<std::path::PathBuf>(),
+                here.join("jobs x.db")
+            );
+        }
+        for url in ["sqlite:/a.db?ttl=3s", "sqlite:///a.db", "memory:", "memory:jobs", "etcd://h/p"] {
+            assert_eq!(Builder::absolute(url).unwrap(), url);
+        }
+        assert!(Builder::absolute("jobs.db").is_err());
     }
 
     #[test]

@@ -159,7 +159,7 @@ impl BaseManager {
         let store = store.map(Bound::unbind);
         no_more(py, "Manager", unknown, &["ttl", "timeout", "owner", "request_timeout"])?;
         let duration = |value: Option<&Bound<'_, PyAny>>, what| value.map(|it| values::duration(it, what)).transpose();
-        let settings = Settings {
+        let mut settings = Settings {
             url: url.map(|url| values::text(url, "url")).transpose()?,
             ttl: duration(ttl, "ttl")?,
             timeout: values::timeout(&timeout)?,
@@ -173,17 +173,19 @@ impl BaseManager {
         }
         let core =
             detached(py, || futures_lite::future::block_on(builder.open())).map_err(|error| raise(py, &error))?;
+        if store.is_none() {
+            // For a forked child, and wherever it is unpickled: the same file, whatever the working directory is then.
+            let url = settings.url.clone().or_else(|| std::env::var("LEASE_URL").ok());
+            settings.url = url.map(|url| Builder::absolute(&url)).transpose().map_err(|error| raise(py, &error))?;
+        }
         let (closed, entered) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(Self { settings, core: RwLock::new(Own::new(core)), store, closed, entered })
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
         let (py, settings) = (slf.py(), &slf.get().settings);
-        let url = match &settings.url {
-            Some(url) => Some(url.clone()),
-            None => std::env::var("LEASE_URL").ok(),
-        };
-        let is_memory = url.is_none_or(|url| url.split(':').next().is_some_and(|it| it.eq_ignore_ascii_case("memory")));
+        let scheme = settings.url.as_ref().and_then(|url| url.split(':').next());
+        let is_memory = scheme.is_none_or(|scheme| scheme.eq_ignore_ascii_case("memory"));
         if is_memory || slf.get().store.is_some() {
             let message =
                 "a manager whose store is in this process's memory cannot be pickled: use a store that others can open";
@@ -209,7 +211,7 @@ impl BaseManager {
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
         let this = slf.get();
-        let url = this.settings.url.as_deref().unwrap_or("LEASE_URL");
+        let url = this.settings.url.as_deref().unwrap_or("memory:");
         // Of another store's URL only the scheme: the rest may have a password in it.
         let url = match url.split_once(':') {
             Some((scheme @ ("memory" | "sqlite"), rest)) => {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -88,6 +89,26 @@ def test_a_block_that_a_child_leaves_is_its_parents(file_url: str) -> None:
 
             child(leave)
             held.confirm()
+
+
+def test_a_relative_path_is_the_same_file_in_a_child_and_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    monkeypatch.setenv("LEASE_URL", "sqlite:of%20variable.db?ttl=9s")
+    for manager in (lease.Manager("sqlite:jobs.db?ttl=9s"), lease.Manager()):
+        with manager, manager.acquire("nightly") as held:
+            monkeypatch.chdir(tmp_path / "two")
+
+            def elsewhere(manager: lease.Manager = manager, token: int = held.token) -> None:
+                for same in (manager, pickle.loads(pickle.dumps(manager))):
+                    record = same.inspect("nightly")
+                    assert record is not None and record.token == token and record.ttl == 9.0
+
+            child(elsewhere)
+            elsewhere()
+            monkeypatch.chdir(tmp_path / "one")
+    assert list((tmp_path / "two").iterdir()) == []
 
 
 def test_a_closed_manager_stays_closed_in_a_child(file_url: str) -> None:
