@@ -39,7 +39,8 @@ impl Nothing {
     }
 }
 
-#[pymodule]
+// Where the interpreter has no lock, it takes one for us: what is inherited by a fork counts on it.
+#[pymodule(gil_used = true)]
 mod _lease {
     #[pymodule_export]
     use crate::fence::{Admitted, Fence};

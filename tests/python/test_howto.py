@@ -338,6 +338,14 @@ def test_children_of_multiprocessing_use_a_manager_of_the_parent(tmp_path: Path)
     assert lines == []
 
 
+def test_greenlets_go_on_while_the_pool_waits(tmp_path: Path) -> None:
+    page("other-runtimes.md", tmp_path)
+    lines = run(tmp_path, "jobs.py").splitlines()
+    jobs = [re.fullmatch(r"job (\d) under fence (\d+)", line) for line in lines if line.startswith("job")]
+    assert sorted(found[1] for found in jobs if found) == ["0", "1", "2"] and lines[-1] == "ended: RELEASED"
+    assert len({found[2] for found in jobs if found}) == 3
+
+
 def test_the_tests_of_the_page_pass_and_can_fail(tmp_path: Path) -> None:
     tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir=.")
     good, bad = tmp_path / "good", tmp_path / "bad"
