@@ -65,6 +65,7 @@ pub use fence::{Admitted, Fence};
 pub use lease::{Ended, Lease};
 pub use line::Waiting;
 pub use manager::{Acquire, Acquiring, Change, Changes, Manager, TryAcquire};
+pub use observe::line_of;
 pub use store::{Name, Record, Token};
 
 // Of other crates, in signatures of this one.

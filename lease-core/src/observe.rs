@@ -1,8 +1,11 @@
 //! Logs and figures. Everything here runs where user code may run: a slow subscriber costs lines, never a heartbeat.
 
+use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use tracing::Event;
+use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 
 use crate::error::{EndReason, Error};
@@ -129,4 +132,26 @@ pub(crate) fn waiters(env: &dyn Environment, change: i64) {
 fn gauges() {
     metrics::gauge!("lease.held").set(HELD.load(Ordering::Relaxed) as f64);
     metrics::gauge!("lease.waiters").set(WAITERS.load(Ordering::Relaxed) as f64);
+}
+
+/// An event in one line, `message key=value key=value`: for bindings, whose users have no subscriber of their own.
+pub fn line_of(event: &Event<'_>) -> String {
+    #[derive(Default)]
+    struct Line {
+        message: String,
+        fields: String,
+    }
+    impl Visit for Line {
+        fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+            // Writing to a text cannot fail.
+            let _ = if field.name() == "message" {
+                write!(self.message, "{value:?}")
+            } else {
+                write!(self.fields, " {}={value:?}", field.name())
+            };
+        }
+    }
+    let mut line = Line::default();
+    event.record(&mut line);
+    line.message + &line.fields
 }

@@ -1,6 +1,5 @@
 //! What went wrong, as C sees it.
 
-use std::error::Error as _;
 use std::ffi::{CStr, CString, c_char};
 use std::ptr;
 use std::sync::Arc;

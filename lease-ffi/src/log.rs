@@ -2,11 +2,9 @@
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
-use std::fmt::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, RwLock};
 use std::time::Duration;
 
-use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
@@ -58,20 +56,6 @@ thread_local! {
 
 struct Lines;
 
-/// `message key=value key=value`
-struct Line(String, String);
-
-impl Visit for Line {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // Writing to a text cannot fail.
-        let _ = if field.name() == "message" {
-            write!(self.0, "{value:?}")
-        } else {
-            write!(self.1, " {}={value:?}", field.name())
-        };
-    }
-}
-
 impl Subscriber for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.is_event() && *metadata.level() <= Level::DEBUG
@@ -103,9 +87,7 @@ impl Subscriber for Lines {
             Level::INFO => LEASE_LOG_INFO,
             _ => LEASE_LOG_DEBUG,
         };
-        let mut line = Line(String::new(), String::new());
-        event.record(&mut line);
-        let text = c_string(&(line.0 + &line.1));
+        let text = c_string(&lease_core::line_of(event));
         INSIDE.set(true);
         (sink.log)(level, text.as_ptr(), sink.user_data);
         INSIDE.set(false);

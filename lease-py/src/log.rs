@@ -1,12 +1,10 @@
 //! Log lines for Python's `logging`: the logger `lease`.
 
-use std::fmt::{self, Write};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -17,20 +15,6 @@ use crate::interpreter::attached;
 static DEBUG: AtomicBool = AtomicBool::new(false);
 
 struct Lines;
-
-/// `message key=value key=value`
-struct Line(String, String);
-
-impl Visit for Line {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // Writing to a text cannot fail.
-        let _ = if field.name() == "message" {
-            write!(self.0, "{value:?}")
-        } else {
-            write!(self.1, " {}={value:?}", field.name())
-        };
-    }
-}
 
 fn logger(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
     static LOGGER: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -62,10 +46,9 @@ impl Subscriber for Lines {
             Level::INFO => 20,
             _ => 10,
         };
-        let mut line = Line(String::new(), String::new());
-        event.record(&mut line);
+        let line = lease_core::line_of(event);
         attached(|py| {
-            let write = || logger(py)?.call_method1("log", (level, "%s", line.0 + &line.1)).map(drop);
+            let write = || logger(py)?.call_method1("log", (level, "%s", line)).map(drop);
             if let Err(error) = write() {
                 error.write_unraisable(py, None);
             }
