@@ -104,8 +104,7 @@ impl Fence {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let message = format!("a write under an older token did not end within {limit:?}");
-                return Err(Error::new(ErrorKind::Timeout, message));
+                return Err(Error::new(ErrorKind::Timeout, "a write under an older token is still under way"));
             }
             names = self.left.wait_timeout(names, left).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -63,8 +63,6 @@ pub(crate) struct Lines {
     names: HashMap<Name, Line>,
     closed: bool,
     arrivals: u64,
-    /// When somebody was warned that he waits for a lease of this very manager.
-    warned: Option<Moment>,
 }
 
 #[derive(Default)]
@@ -84,6 +82,8 @@ pub(crate) struct Line {
     /// Why the store could not be asked.
     trouble: Option<Error>,
     warned: Option<Moment>,
+    /// When somebody was warned that he waits for a lease of this very manager.
+    warned_of_own: Option<Moment>,
 }
 
 /// What a pursuit needs to know of its line before it waits.
@@ -144,12 +144,13 @@ impl Lines {
     /// The token of who holds the name here, and for how long, if a warning about that is due: not for each of many who wait
     /// for each other as they should.
     pub(crate) fn own_holder(&mut self, name: &Name, now: Moment) -> Option<(Token, Duration)> {
-        if self.warned.is_some_and(|at| now.since(at) < WARN_EVERY) {
+        let line = self.names.get_mut(name)?;
+        if line.warned_of_own.is_some_and(|at| now.since(at) < WARN_EVERY) {
             return None;
         }
-        let (pulse, since) = self.names.get(name)?.held.as_ref()?;
+        let (pulse, since) = line.held.as_ref()?;
         let held = pulse.end_reason().is_none().then(|| (pulse.place.token, now.since(*since)))?;
-        self.warned = Some(now);
+        line.warned_of_own = Some(now);
         Some(held)
     }
 

@@ -109,7 +109,7 @@ pub(crate) fn waiting(env: &dyn Environment, waiting: &Waiting) {
 pub(crate) fn own_holder(name: &Name, token: Token, held_for: Duration) {
     tracing::warn!(
         ?name, %token,
-        "acquire waits for a lease held by this process since {held_for:.1?}: leases are not re-entrant"
+        "acquire waits for a lease held by this process since {held_for:.1?} ago: leases are not re-entrant"
     );
 }
 

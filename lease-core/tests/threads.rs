@@ -351,7 +351,7 @@ fn a_callback_may_block_and_call_back() {
     let _alone = alone();
     let (manager, other) =
         (block_on(Manager::open("memory:call")).unwrap(), block_on(Manager::open("memory:call")).unwrap());
-    let acquire = |name: &str| block_on(manager.acquire(name).ttl(Duration::from_millis(300)).into_future()).unwrap();
+    let acquire = |name: &str| block_on(manager.acquire(name).ttl(Duration::from_secs(1)).into_future()).unwrap();
     let (lost, kept) = (acquire("lost"), acquire("kept"));
     let (told, reasons) = std::sync::mpsc::channel();
     let (open, gate) = std::sync::mpsc::channel::<()>();
@@ -372,7 +372,7 @@ fn a_callback_may_block_and_call_back() {
     assert_eq!(thread.as_deref(), Some("lease-call"));
 
     // It still blocks, and another lease is renewed past its ttl.
-    assert!(block_on(manager.acquire("kept").timeout(Duration::from_millis(700)).into_future()).is_err());
+    assert!(block_on(manager.acquire("kept").timeout(Duration::from_millis(2_200)).into_future()).is_err());
     assert!(kept.is_held());
 
     // A lease that had ended before is told too, and one's own release with its reason.

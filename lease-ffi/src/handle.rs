@@ -52,8 +52,9 @@ impl<T: Default> PerProcess<T> {
 }
 
 static TABLE: PerProcess<Table> = PerProcess::new();
-/// The word of a handle, from its high bits: 32 of the slot's generation, 8 of how many forks there were, 24 of the slot's index. The slot map
-/// gives 32 and 32; so many slots are enough.
+
+/// The word of a handle, from its high bits: 32 of the slot's generation, 8 of how many forks there were, 24 of the slot's index.
+/// The slot map gives 32 and 32; so many slots are enough.
 const INDEX_BITS: u32 = 24;
 
 fn forks() -> u64 {

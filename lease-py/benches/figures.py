@@ -50,7 +50,7 @@ POLL = {"filelock": 0.05, "redis": 0.1, "lease": 0}
 # Whatever takes longer than this hangs.
 PATIENCE = 60
 
-# Not forked: a forked child may not open a database file that its parent has open.
+# Not forked: each begins as a program of its own would.
 spawn = multiprocessing.get_context("spawn")
 # CLOCK_MONOTONIC, the same in all processes.
 now = time.monotonic_ns

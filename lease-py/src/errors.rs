@@ -8,9 +8,9 @@ use pyo3::types::{PyDict, PyType};
 
 use crate::values::reason;
 
-/// Kinds by name and number, for the test that holds the classes to them.
+/// Kinds by class and number, for the test that holds the classes to them.
 pub(crate) fn table() -> Vec<(&'static str, i32, bool)> {
-    ErrorKind::ALL.iter().map(|kind| (kind.name(), kind.code(), kind.is_retryable())).collect()
+    ErrorKind::ALL.iter().map(|kind| (class(*kind), kind.code(), kind.is_retryable())).collect()
 }
 
 fn classes(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
@@ -78,13 +78,35 @@ fn local(py: Python<'_>, class: &str, message: String) -> PyErr {
     exception().unwrap_or_else(|failure| failure)
 }
 
+/// What is wrong with an argument, with the operation and the name that it was about.
+pub(crate) fn during<T>(
+    outcome: PyResult<T>,
+    operation: &str,
+    name: Option<&Bound<'_, PyAny>>,
+    py: Python<'_>,
+) -> PyResult<T> {
+    let tell = |error: &PyErr| {
+        let exception = error.value(py);
+        let is_ours = exception.is_instance(&classes(py)?.getattr("InvalidArgument")?)?;
+        if is_ours && exception.getattr("operation")?.is_none() {
+            let name: Option<String> = name.and_then(|name| name.extract().ok());
+            let about = name.as_ref().map_or_else(String::new, |name| format!(" {name:?}"));
+            exception.setattr("args", (format!("{operation}{about}: {}", exception.str()?),))?;
+            exception.setattr("operation", operation)?;
+            exception.setattr("name", name)?;
+        }
+        Ok::<_, PyErr>(())
+    };
+    outcome.map_err(|error| tell(&error).err().unwrap_or(error))
+}
+
 /// Refuses keywords that there are not, naming the nearest that there is.
-pub(crate) fn no_more(py: Python<'_>, call: &str, unknown: Option<&Bound<'_, PyDict>>, known: &[&str]) -> PyResult<()> {
+pub(crate) fn refuse_unknown(py: Python<'_>, unknown: Option<&Bound<'_, PyDict>>, known: &[&str]) -> PyResult<()> {
     match unknown.and_then(|unknown| unknown.keys().get_item(0).ok()) {
         None => Ok(()),
         Some(word) => {
             let error = Error::unknown("keyword", &word.to_string(), known);
-            Err(wrong_type(py, format!("{call}: {}", error.message())))
+            Err(wrong_type(py, error.message()))
         }
     }
 }

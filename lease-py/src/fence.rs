@@ -8,7 +8,7 @@ use lease_core::clock::Moment;
 use lease_core::{ErrorKind, Fence as Core, Token};
 use pyo3::prelude::*;
 
-use crate::errors::{raise_with, wrong_use};
+use crate::errors::{during, raise_with, wrong_use};
 use crate::interpreter::detached;
 use crate::values;
 
@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// How often it looks whether a signal has arrived.
 const SIGNALS_EVERY: Duration = Duration::from_millis(50);
 
-/// Guards a resource of this process against stale holders: check and act.
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/Fence"))]
 #[pyclass(frozen, weakref, module = "lease")]
 #[derive(Default)]
 pub(crate) struct Fence(Arc<Core>);
@@ -29,9 +29,10 @@ impl Fence {
         Self::default()
     }
 
-    /// Admits a write under this token, until the end of the block.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Fence.admit"))]
     fn admit(&self, py: Python<'_>, name: &Bound<'_, PyAny>, token: &Bound<'_, PyAny>) -> PyResult<Admitted> {
-        let (name, token) = (values::text(name, "name")?, values::token(token)?);
+        let arguments = values::text(name, "name").and_then(|text| Ok((text, values::token(token)?)));
+        let (name, token) = during(arguments, "admit", Some(name), py)?;
         let until = Moment::now() + LIMIT;
         loop {
             let left = until.since(Moment::now());
@@ -49,7 +50,7 @@ impl Fence {
     }
 }
 
-/// Leave to write, until the end of the block.
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/Admitted"))]
 #[pyclass(frozen, module = "lease")]
 pub(crate) struct Admitted {
     fence: Arc<Core>,

@@ -1,5 +1,6 @@
 //! What is held.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -7,24 +8,32 @@ use lease_core::signal::EndSignal;
 use lease_core::{EndReason, Error, Lease as Held};
 use pyo3::prelude::*;
 
-use crate::errors::{is_loss_of, raise_with, wrong_type, wrong_use};
+use crate::errors::{during, is_loss_of, raise_with, wrong_type, wrong_use};
 use crate::interpreter::{attached, detached, unraisable};
 use crate::mailbox::{Answer, Pending};
 use crate::process::Own;
 use crate::values;
 use crate::wait::{wait, wait_within};
 
-/// What `Lease` and `AsyncLease` have in common: all that does not wait.
-#[pyclass(frozen, subclass, weakref, module = "lease")]
+const ENTERED: &str = "the lease is entered already: enter it once, or acquire another";
+
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/BaseLease"))]
+#[pyclass(frozen, subclass, weakref, module = "lease._lease")]
 pub(crate) struct BaseLease {
     held: Own<Arc<Held>>,
     token: i64,
     ended: Own<OnceLock<Arc<EndSignal>>>,
+    entered: AtomicBool,
 }
 
 impl BaseLease {
     fn of(held: Held) -> Self {
-        Self { token: held.token().get(), held: Own::new(Arc::new(held)), ended: Own::new(OnceLock::new()) }
+        Self {
+            token: held.token().get(),
+            held: Own::new(Arc::new(held)),
+            ended: Own::new(OnceLock::new()),
+            entered: AtomicBool::new(false),
+        }
     }
 
     fn name(&self) -> &str {
@@ -47,15 +56,6 @@ impl BaseLease {
     /// Why it ended, `None` while it is held.
     fn ended(&self) -> Option<EndReason> {
         self.held.get().map_or(Some(EndReason::Forked), |held| held.end_reason())
-    }
-
-    fn signal(&self, py: Python<'_>) -> PyResult<Option<&Arc<EndSignal>>> {
-        let Some(ended) = self.ended.get() else { return Ok(None) };
-        if ended.get().is_none() {
-            let new = self.here(py, "fileno")?.end_signal().map_err(|error| self.raise(py, &error))?;
-            let _ = ended.set(new);
-        }
-        Ok(ended.get())
     }
 
     /// What is left to do at the end of a block, after the release: a loss is raised when the body succeeded, else noted.
@@ -90,58 +90,59 @@ impl Drop for BaseLease {
 #[pymethods]
 impl BaseLease {
     #[new]
-    fn new(py: Python<'_>, pending: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let pending =
-            pending.cast::<Pending>().map_err(|_| wrong_type(py, "leases are not made: get one from acquire"))?;
+    #[pyo3(signature = (pending = None))]
+    fn new(py: Python<'_>, pending: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
+        let pending = pending.and_then(|pending| pending.cast::<Pending>().ok());
+        let pending = pending.ok_or_else(|| wrong_type(py, "leases are not made: get one from acquire"))?;
         match pending.get().answer(py)? {
             Answer::Lease(Some(held)) => Ok(Self::of(held)),
             _ => Err(wrong_use(py, "there is no lease in it")),
         }
     }
 
-    /// The fencing token: greater than every token given before for this name.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/BaseLease.token"))]
     #[getter]
     fn token(&self) -> i64 {
         self.token
     }
 
-    /// What is leased.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/BaseLease.name"))]
     #[getter(name)]
     fn get_name(&self) -> &str {
         self.name()
     }
 
-    /// The text shown to others.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/BaseLease.owner"))]
     #[getter]
     fn owner(&self) -> &str {
         self.held.peek().map_or("", |held| held.owner())
     }
 
-    /// The lifetime without renewal, in seconds.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/BaseLease.ttl"))]
     #[getter]
     fn ttl(&self) -> f64 {
         self.held.peek().map_or(0.0, |held| held.ttl().as_secs_f64())
     }
 
-    /// The seconds until it is lost unless a renewal succeeds: at most half the ttl, 0.0 once it ended.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/BaseLease.remaining"))]
     #[getter]
     fn remaining(&self) -> f64 {
         self.held.get().map_or(Duration::ZERO, |held| held.remaining()).as_secs_f64()
     }
 
-    /// Whether it is yours at this instant, by the clock: never true again once it was false.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/BaseLease.is_held"))]
     #[getter]
     fn is_held(&self) -> bool {
         self.held.get().is_some_and(|held| held.is_held())
     }
 
-    /// Why it ended; None while it is held.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/BaseLease.end_reason"))]
     #[getter]
     fn end_reason<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.ended().map(|reason| values::reason(py, reason)).transpose()
     }
 
-    /// Call it before each step of the work: raises `LeaseLost` once the lease has ended. Asks nobody.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/BaseLease.check"))]
     fn check(&self, py: Python<'_>) -> PyResult<()> {
         match self.held.get() {
             Some(held) => held.check().map_err(|error| self.raise(py, &error)),
@@ -149,10 +150,14 @@ impl BaseLease {
         }
     }
 
-    /// A descriptor that is readable once the lease ended, and stays so. To be polled, and nothing else.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/BaseLease.fileno"))]
     fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
-        self.here(py, "fileno")?;
-        Ok(self.signal(py)?.map_or(-1, |signal| signal.fd()))
+        let held = self.here(py, "fileno")?;
+        let Some(signal) = self.ended.get().and_then(OnceLock::get) else {
+            let new = held.end_signal().map_err(|error| self.raise(py, &error))?;
+            return Ok(self.ended.peek().map_or(-1, |ended| ended.get_or_init(|| new).fd()));
+        };
+        Ok(signal.fd())
     }
 
     fn __repr__(&self) -> String {
@@ -206,7 +211,7 @@ fn quoted(name: &str) -> String {
     format!("'{}'", name.escape_debug())
 }
 
-/// A name that is yours, as long as `is_held` says so.
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/Lease"))]
 #[pyclass(frozen, extends = BaseLease, module = "lease")]
 pub(crate) struct Lease;
 
@@ -224,29 +229,30 @@ impl Lease {
 #[pymethods]
 impl Lease {
     #[new]
-    fn new(py: Python<'_>, pending: &Bound<'_, PyAny>) -> PyResult<PyClassInitializer<Self>> {
+    #[pyo3(signature = (pending = None))]
+    fn new(py: Python<'_>, pending: Option<&Bound<'_, PyAny>>) -> PyResult<PyClassInitializer<Self>> {
         Ok(PyClassInitializer::from(BaseLease::new(py, pending)?).add_subclass(Self))
     }
 
-    /// Asks the store: a renewal now.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Lease.confirm"))]
     fn confirm(slf: PyRef<'_, Self>) -> PyResult<()> {
         let (py, base) = (slf.py(), slf.into_super());
         wait(py, base.here(py, "confirm")?.confirm())?.map_err(|error| base.raise(py, &error))
     }
 
-    /// Gives the name back, at once. Finish the work first. Harmless when repeated.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Lease.release"))]
     fn release(slf: PyRef<'_, Self>) -> PyResult<()> {
         let (py, base) = (slf.py(), slf.into_super());
         Self::give_back(&base, py)
     }
 
-    /// An event that is set once the lease ended.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Lease.cancelled"))]
     #[getter]
     fn cancelled(slf: Bound<'_, Self>) -> Cancelled {
         Cancelled(slf.into_super().unbind())
     }
 
-    /// Calls back with the `EndReason` if it is lost.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Lease.on_lost"))]
     fn on_lost(slf: PyRef<'_, Self>, callback: Bound<'_, PyAny>) -> PyResult<()> {
         let (py, base) = (slf.py(), slf.into_super());
         if !callback.is_callable() {
@@ -268,7 +274,13 @@ impl Lease {
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
-        slf.as_super().get().check(slf.py())?;
+        let (py, base) = (slf.py(), slf.as_super().get());
+        base.check(py)?;
+        if base.entered.swap(true, Ordering::Relaxed) {
+            // Else its end would release the lease under the outer block.
+            let name = base.name().into_pyobject(py)?.into_any();
+            return during(Err(wrong_use(py, ENTERED)), "enter", Some(&name), py);
+        }
         Ok(slf)
     }
 
@@ -279,6 +291,7 @@ impl Lease {
         _traceback: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let (py, base) = (slf.py(), slf.into_super());
+        base.entered.store(false, Ordering::Relaxed);
         match Self::give_back(&base, py) {
             // Whoever interrupts the release means the whole program.
             Err(error) if !error.is_instance_of::<pyo3::exceptions::PyException>(py) => Err(error),
@@ -287,18 +300,18 @@ impl Lease {
     }
 }
 
-/// What `Lease.cancelled` gives.
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/Cancelled"))]
 #[pyclass(frozen, module = "lease")]
 pub(crate) struct Cancelled(Py<BaseLease>);
 
 #[pymethods]
 impl Cancelled {
-    /// Whether the lease has ended, for whatever reason.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Cancelled.is_set"))]
     fn is_set(&self) -> bool {
         self.0.get().ended().is_some()
     }
 
-    /// Waits for the end; whether it has come within the timeout.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Cancelled.wait"))]
     #[pyo3(signature = (timeout = None), text_signature = "($self, timeout=None)")]
     fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
         let limit = timeout.map(|timeout| values::duration(timeout, "timeout")).transpose()?;

@@ -4,6 +4,7 @@
 //! `mailbox` how an event loop does, `process` what a forked child must not touch.
 #![forbid(unsafe_code)]
 #![allow(clippy::needless_pass_by_value, clippy::unused_self, reason = "the signatures are Python's")]
+#![allow(clippy::doc_lazy_continuation, clippy::doc_link_with_quotes, clippy::doc_markdown, reason = "so is the documentation")]
 
 mod errors;
 mod fence;
@@ -54,6 +55,8 @@ mod _lease {
     use crate::manager::{BaseManager, Manager};
     #[pymodule_export]
     use crate::testing::CutStore;
+    #[pymodule_export]
+    use crate::values::seconds;
     #[pymodule_export]
     use crate::watch::{BaseWatch, Watch};
     use pyo3::prelude::*;

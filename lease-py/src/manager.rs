@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use tokio::sync::oneshot;
 
-use crate::errors::{no_more, raise, wrong_type, wrong_use};
+use crate::errors::{during, raise, refuse_unknown, wrong_type, wrong_use};
 use crate::interpreter::{attached, detached, unraisable};
 use crate::lease::Lease;
 use crate::mailbox::{Answer, Pending};
@@ -56,8 +56,8 @@ impl Settings {
     }
 }
 
-/// What `Manager` and `AsyncManager` have in common.
-#[pyclass(frozen, subclass, weakref, module = "lease")]
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/BaseManager"))]
+#[pyclass(frozen, subclass, weakref, module = "lease._lease")]
 pub(crate) struct BaseManager {
     settings: Settings,
     /// A forked child makes its own, from the settings.
@@ -68,12 +68,12 @@ pub(crate) struct BaseManager {
 }
 
 impl BaseManager {
-    pub(crate) fn core(&self, py: Python<'_>) -> PyResult<Core> {
+    pub(crate) fn core(&self, py: Python<'_>, operation: &'static str) -> PyResult<Core> {
         // Locked by nobody but who has the interpreter's lock, and neither waits nor runs Python code meanwhile.
         if let Some(core) = self.core.read().expect("nothing panics here").get() {
             return Ok(core.clone());
         }
-        let refuse = |kind, message: &str| Err(raise(py, &Error::new(kind, message)));
+        let refuse = |kind, message: &str| Err(raise(py, &Error::new(kind, message).during(operation, None)));
         if self.closed.load(Ordering::Relaxed) {
             return refuse(ErrorKind::Closed, "the manager was closed before this process was forked: make a new one");
         }
@@ -93,8 +93,19 @@ impl BaseManager {
         owner: Option<&Bound<'_, PyAny>>,
         unknown: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<TryAcquire> {
-        no_more(py, "try_acquire", unknown, &["ttl", "owner"])?;
-        let mut attempt = self.core(py)?.try_acquire(values::text(name, "name")?);
+        during(self.prepare_attempt(py, name, ttl, owner, unknown), "try_acquire", Some(name), py)
+    }
+
+    fn prepare_attempt(
+        &self,
+        py: Python<'_>,
+        name: &Bound<'_, PyAny>,
+        ttl: Option<&Bound<'_, PyAny>>,
+        owner: Option<&Bound<'_, PyAny>>,
+        unknown: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<TryAcquire> {
+        refuse_unknown(py, unknown, &["ttl", "owner"])?;
+        let mut attempt = self.core(py, "try_acquire")?.try_acquire(values::text(name, "name")?);
         if let Some(ttl) = ttl {
             attempt = attempt.ttl(values::duration(ttl, "ttl")?);
         }
@@ -115,8 +126,12 @@ impl BaseManager {
     }
 
     fn acquire(&self, py: Python<'_>, asked: &Asked<'_>) -> PyResult<Acquire> {
-        no_more(py, "acquire", asked.unknown, &["ttl", "timeout", "owner", "on_wait"])?;
-        let mut acquire = self.core(py)?.acquire(values::text(asked.name, "name")?);
+        during(self.prepare(py, asked), "acquire", Some(asked.name), py)
+    }
+
+    fn prepare(&self, py: Python<'_>, asked: &Asked<'_>) -> PyResult<Acquire> {
+        refuse_unknown(py, asked.unknown, &["ttl", "timeout", "owner", "on_wait"])?;
+        let mut acquire = self.core(py, "acquire")?.acquire(values::text(asked.name, "name")?);
         if let Some(ttl) = asked.ttl {
             acquire = acquire.ttl(values::duration(ttl, "ttl")?);
         }
@@ -157,15 +172,19 @@ impl BaseManager {
         let store = unknown.map(|unknown| unknown.call_method1("pop", ("_store", py.None()))).transpose()?;
         let store = store.filter(|store| !store.is_none()).map(Bound::cast_into::<CutStore>).transpose()?;
         let store = store.map(Bound::unbind);
-        no_more(py, "Manager", unknown, &["ttl", "timeout", "owner", "request_timeout"])?;
-        let duration = |value: Option<&Bound<'_, PyAny>>, what| value.map(|it| values::duration(it, what)).transpose();
-        let mut settings = Settings {
-            url: url.map(|url| values::text(url, "url")).transpose()?,
-            ttl: duration(ttl, "ttl")?,
-            timeout: values::timeout(&timeout)?,
-            owner: owner.map(|owner| values::text(owner, "owner")).transpose()?,
-            request_timeout: duration(request_timeout, "request_timeout")?,
+        let settings = || {
+            refuse_unknown(py, unknown, &["ttl", "timeout", "owner", "request_timeout"])?;
+            let duration =
+                |value: Option<&Bound<'_, PyAny>>, what| value.map(|it| values::duration(it, what)).transpose();
+            Ok(Settings {
+                url: url.map(values::url).transpose()?,
+                ttl: duration(ttl, "ttl")?,
+                timeout: values::timeout(&timeout)?,
+                owner: owner.map(|owner| values::text(owner, "owner")).transpose()?,
+                request_timeout: duration(request_timeout, "request_timeout")?,
+            })
         };
+        let mut settings = during(settings(), "open", None, py)?;
         crate::log::subscribe(py)?;
         let mut builder = settings.builder();
         if let Some(store) = &store {
@@ -266,21 +285,22 @@ impl BaseManager {
     /// For the asyncio side of this package.
     #[pyo3(name = "_inspect")]
     fn start_inspect(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<Pending> {
-        let (core, name) = (self.core(py)?, values::text(name, "name")?);
+        let (core, name) = (self.core(py, "inspect")?, during(values::text(name, "name"), "inspect", Some(name), py)?);
         Ok(Pending::new(async move { core.inspect(name).await.map(Answer::Record) }))
     }
 
     /// For the asyncio side of this package.
     #[pyo3(name = "_list")]
     fn start_list(&self, py: Python<'_>, prefix: &Bound<'_, PyAny>) -> PyResult<Pending> {
-        let (core, prefix) = (self.core(py)?, values::text(prefix, "prefix")?);
+        let (core, prefix) = (self.core(py, "list")?, during(values::text(prefix, "prefix"), "list", None, py)?);
         Ok(Pending::new(async move { core.list(prefix).await.map(Answer::Records) }))
     }
 
     /// For the asyncio side of this package.
     #[pyo3(name = "_watch")]
     fn start_watch(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<BaseWatch> {
-        BaseWatch::of(py, &self.core(py)?, values::text(name, "name")?)
+        let text = during(values::text(name, "name"), "watch", Some(name), py)?;
+        BaseWatch::of(py, &self.core(py, "watch")?, text)
     }
 
     /// For the asyncio side of this package.
@@ -291,14 +311,15 @@ impl BaseManager {
         name: &Bound<'_, PyAny>,
         token: &Bound<'_, PyAny>,
     ) -> PyResult<Pending> {
-        let (core, name, token) = (self.core(py)?, values::text(name, "name")?, values::token(token)?);
+        let arguments = values::text(name, "name").and_then(|text| Ok((text, values::token(token)?)));
+        let (core, (name, token)) = (self.core(py, "break_lease")?, during(arguments, "break_lease", Some(name), py)?);
         Ok(Pending::new(async move { core.break_lease(name, token).await.map(|()| Answer::Nothing) }))
     }
 
     /// For the asyncio side of this package.
     #[pyo3(name = "_ping")]
     fn start_ping(&self, py: Python<'_>) -> PyResult<Pending> {
-        let core = self.core(py)?;
+        let core = self.core(py, "ping")?;
         Ok(Pending::new(async move { core.ping().await.map(|()| Answer::Nothing) }))
     }
 
@@ -313,22 +334,19 @@ impl BaseManager {
     #[pyo3(name = "_enter")]
     fn enter(&self, py: Python<'_>) -> PyResult<()> {
         if self.closed.load(Ordering::Relaxed) {
-            let error = Error::new(
-                ErrorKind::Closed,
-                "the manager is closed, as it is at the end of its block: make a new one",
-            );
-            return Err(raise(py, &error));
+            let message = "the manager is closed, as it is at the end of its block: make a new one";
+            return Err(raise(py, &Error::new(ErrorKind::Closed, message).during("enter", None)));
         }
         if self.entered.swap(true, Ordering::Relaxed) {
             let message =
                 "the manager is entered already, and closed at the end of that block: use it there, or make a new one";
-            return Err(wrong_use(py, message));
+            return during(Err(wrong_use(py, message)), "enter", None, py);
         }
         Ok(())
     }
 }
 
-/// A manager of leases on one store, for threads.
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/Manager"))]
 #[pyclass(frozen, extends = BaseManager, module = "lease")]
 pub(crate) struct Manager;
 
@@ -350,7 +368,7 @@ impl Manager {
         Ok(PyClassInitializer::from(base).add_subclass(Self))
     }
 
-    /// Waits until the name is yours, and gives the lease.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Manager.acquire"))]
     #[pyo3(signature = (name, *, ttl = None, timeout = Given(None), owner = None, on_wait = None, **unknown),
            text_signature = "($self, name, *, ttl=None, timeout=..., owner=None, on_wait=None)")]
     fn acquire<'py>(
@@ -382,7 +400,7 @@ impl Manager {
         Lease::of(py, BaseManager::wait(py, acquire.into_future())?)
     }
 
-    /// One attempt: None when somebody else holds the name or waits for it.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Manager.try_acquire"))]
     #[pyo3(signature = (name, *, ttl = None, owner = None, **unknown), text_signature = "($self, name, *, ttl=None, owner=None)")]
     fn try_acquire<'py>(
         slf: &Bound<'py, Self>,
@@ -396,48 +414,50 @@ impl Manager {
         BaseManager::wait(py, attempt.into_future())?.map(|held| Lease::of(py, held)).transpose()
     }
 
-    /// Who holds the name; None when it is free.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Manager.inspect"))]
     fn inspect<'py>(slf: &Bound<'py, Self>, name: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let (py, base) = (slf.py(), slf.as_super().get());
-        let (core, name) = (base.core(py)?, values::text(name, "name")?);
+        let (core, name) = (base.core(py, "inspect")?, during(values::text(name, "name"), "inspect", Some(name), py)?);
         BaseManager::wait(py, core.inspect(name))?.map(|record| values::record(py, record)).transpose()
     }
 
-    /// Everything held whose name begins with the prefix, sorted by name.
-    #[pyo3(signature = (prefix = None), text_signature = "($self, prefix='')")]
-    fn list<'py>(slf: &Bound<'py, Self>, prefix: Option<&Bound<'py, PyAny>>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Manager.list"))]
+    #[pyo3(signature = (prefix = Given(None)), text_signature = "($self, prefix='')")]
+    fn list<'py>(slf: &Bound<'py, Self>, prefix: Given<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let (py, base) = (slf.py(), slf.as_super().get());
-        let prefix = prefix.map_or_else(|| Ok(String::new()), |prefix| values::text(prefix, "prefix"))?;
-        let core = base.core(py)?;
+        let prefix = prefix.0.map_or_else(|| Ok(String::new()), |prefix| values::text(&prefix, "prefix"));
+        let prefix = during(prefix, "list", None, py)?;
+        let core = base.core(py, "list")?;
         BaseManager::wait(py, core.list(prefix))?.into_iter().map(|record| values::record(py, record)).collect()
     }
 
-    /// The holder of the name now, and again whenever it changes.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Manager.watch"))]
     fn watch<'py>(slf: &Bound<'py, Self>, name: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Watch>> {
         Watch::of(slf.py(), slf.as_super().get().start_watch(slf.py(), name)?)
     }
 
-    /// Takes a lease away from its holder, for operators.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Manager.break_lease"))]
     fn break_lease(slf: &Bound<'_, Self>, name: &Bound<'_, PyAny>, token: &Bound<'_, PyAny>) -> PyResult<()> {
         let (py, base) = (slf.py(), slf.as_super().get());
-        let (core, name, token) = (base.core(py)?, values::text(name, "name")?, values::token(token)?);
+        let arguments = values::text(name, "name").and_then(|text| Ok((text, values::token(token)?)));
+        let (core, (name, token)) = (base.core(py, "break_lease")?, during(arguments, "break_lease", Some(name), py)?);
         BaseManager::wait(py, core.break_lease(name, token))
     }
 
-    /// Asks whether the store answers.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Manager.ping"))]
     fn ping(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, base) = (slf.py(), slf.as_super().get());
-        let core = base.core(py)?;
+        let core = base.core(py, "ping")?;
         BaseManager::wait(py, core.ping())
     }
 
-    /// Ends every wait, releases every lease, and leaves nothing behind. Finish the work first.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Manager.close"))]
     fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
         let base = slf.as_super().get();
         base.closing().map_or(Ok(()), |core| BaseManager::wait(slf.py(), core.close()))
     }
 
-    /// A decorator: each call of the function holds the name.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Manager.guard"))]
     #[pyo3(signature = (name, **options),
            text_signature = "($self, name, *, ttl=None, timeout=..., owner=None, if_busy='raise', pass_as=None)")]
     fn guard<'py>(

@@ -18,7 +18,7 @@ struct Connections {
     of_managers: Vec<Weak<Cut>>,
 }
 
-/// A store in memory whose connection can be cut.
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/CutStore"))]
 #[pyclass(frozen, subclass, module = "lease.testing", name = "CutStore")]
 pub(crate) struct CutStore {
     memory: Own<(Arc<MemoryStore>, Arc<dyn Environment>)>,
@@ -71,17 +71,17 @@ impl CutStore {
         Ok(Self { memory: Own::new((memory, env)), connections: Mutex::default() })
     }
 
-    /// Cuts the connection: every request of its managers fails, and does not reach the store.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/CutStore.cut"))]
     fn cut(&self, py: Python<'_>) {
         detached(py, || self.set(true));
     }
 
-    /// Mends the connection.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/CutStore.mend"))]
     fn mend(&self, py: Python<'_>) {
         detached(py, || self.set(false));
     }
 
-    /// Whether the connection is cut.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/CutStore.is_cut"))]
     #[getter]
     fn is_cut(&self) -> bool {
         self.connections(|connections| connections.cut)

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lease_core::{EndReason, Record, Token, Waiting};
+use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDelta, PyInt, PyString};
@@ -48,6 +49,15 @@ pub(crate) fn text(value: &Bound<'_, PyAny>, what: &str) -> PyResult<String> {
     text.to_cow().map(Into::into).map_err(|_| invalid(py, format!("{what} has surrogates, and so no UTF-8: {value:?}")))
 }
 
+/// A store's URL.
+pub(crate) fn url(value: &Bound<'_, PyAny>) -> PyResult<String> {
+    if value.hasattr("__fspath__")? {
+        let message = format!("url must be a str, not {}: for a file write f\"sqlite:{{path}}\"", kind(value));
+        return Err(wrong_type(value.py(), message));
+    }
+    text(value, "url")
+}
+
 /// A fencing token.
 pub(crate) fn token(value: &Bound<'_, PyAny>) -> PyResult<Token> {
     let py = value.py();
@@ -70,12 +80,28 @@ pub(crate) fn duration(value: &Bound<'_, PyAny>, what: &str) -> PyResult<Duratio
     let seconds: f64 = if value.is_instance_of::<PyDelta>() {
         value.call_method0("total_seconds")?.extract()?
     } else {
-        value.extract().map_err(|_| wrong())?
+        value.extract().map_err(|error: PyErr| {
+            // What a number of the user's own raises is his.
+            if error.is_instance_of::<PyOverflowError>(py) {
+                invalid(py, format!("{what} is too large: {hint}"))
+            } else if error.is_instance_of::<PyTypeError>(py) {
+                wrong()
+            } else {
+                error
+            }
+        })?
     };
     if seconds == f64::INFINITY {
-        return Err(invalid(py, format!("{what} is infinite: for a timeout without end give None")));
+        let instead = if what == "timeout" { "for one without end give None" } else { "give at most 24 h" };
+        return Err(invalid(py, format!("{what} is infinite: {instead}")));
     }
-    Duration::try_from_secs_f64(seconds).map_err(|_| invalid(py, format!("{what} is {seconds}: {hint}, from 0 on")))
+    Duration::try_from_secs_f64(seconds).map_err(|_| invalid(py, format!("{what} is {seconds:?}: {hint}, from 0 on")))
+}
+
+/// A time in seconds, checked. For the asyncio side of this package.
+#[pyfunction(name = "_seconds")]
+pub(crate) fn seconds(value: &Bound<'_, PyAny>, what: &str) -> PyResult<f64> {
+    duration(value, what).map(|duration| duration.as_secs_f64())
 }
 
 /// An argument of which it matters that it was not given, for `None` is a value.

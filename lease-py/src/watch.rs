@@ -13,7 +13,7 @@ use crate::process::Own;
 use crate::values;
 use crate::wait::{wait, wait_within};
 
-/// What `Watch` and the asyncio side's have in common.
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/BaseWatch"))]
 #[pyclass(frozen, subclass, module = "lease._lease")]
 pub(crate) struct BaseWatch {
     name: String,
@@ -54,7 +54,7 @@ impl BaseWatch {
     }
 }
 
-/// What `Manager.watch` gives: an iterator.
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/Watch"))]
 #[pyclass(frozen, extends = BaseWatch, module = "lease")]
 pub(crate) struct Watch;
 
@@ -70,7 +70,7 @@ impl Watch {
         slf
     }
 
-    /// Ends when the watch is over: the manager was closed.
+    /// Ends when the watch is over, which the step before has told: the manager was closed.
     fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Told<'py>>> {
         let (py, base) = (slf.py(), slf.as_super().get());
         let changes = base.changes(py)?;
@@ -80,7 +80,7 @@ impl Watch {
         }
     }
 
-    /// Waits for the next change.
+    #[doc = include_str!(concat!(env!("OUT_DIR"), "/Watch.next"))]
     #[pyo3(signature = (timeout = None), text_signature = "($self, timeout=None)")]
     fn next<'py>(slf: &Bound<'py, Self>, timeout: Option<&Bound<'py, PyAny>>) -> PyResult<Told<'py>> {
         let (py, base) = (slf.py(), slf.as_super().get());

@@ -119,10 +119,10 @@ def in_thread(work: Callable[[], object]) -> Callable[[], Any]:
 
 def waits(manager: lease.Manager, name: str, count: int = 1) -> None:
     """Returns once so many claims wait behind the holder of a name, which a watch does not tell."""
-    deadline = threading.Event()
+    pause = threading.Event()
     for _ in range(int(LIMIT / 0.005)):
         record = manager.inspect(name)
         if record is not None and record.waiting >= count:
             return
-        deadline.wait(0.005)
+        pause.wait(0.005)
     raise AssertionError(f"nobody waits for {name}")

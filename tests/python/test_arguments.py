@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -41,7 +42,11 @@ ASYNC: Any = lease.AsyncManager("memory:")
         (lambda: MANAGER.acquire("a", ttl=-1), (ValueError, lease.InvalidArgument), "ttl is -1"),
         (lambda: MANAGER.acquire("a", ttl=datetime.timedelta(seconds=-1)), ValueError, "ttl is -1"),
         (lambda: MANAGER.acquire("a", ttl=math.nan), ValueError, "ttl is NaN"),
-        (lambda: MANAGER.acquire("a", ttl=math.inf), ValueError, "infinite"),
+        (lambda: MANAGER.acquire("a", ttl=math.inf), ValueError, "at most 24 h"),
+        (lambda: MANAGER.acquire("a", ttl=10**400), ValueError, "too large"),
+        (lambda: lease.Manager(Path("jobs.db")), TypeError, 'write f"sqlite:{path}"'),
+        (lambda: lease.Lease(), TypeError, "get one from acquire"),
+        (lambda: MANAGER.list(None), TypeError, "prefix must be"),
         (lambda: MANAGER.acquire("a", ttl=0), ValueError, "at least 50ms"),
         (lambda: MANAGER.acquire("a", ttl=0.049), ValueError, "at least 50ms"),
         (lambda: MANAGER.acquire("a", ttl=86401), ValueError, "at most 24h"),
@@ -99,6 +104,38 @@ def test_wrong_arguments_are_refused(call: Callable[[], object], types: Any, say
         assert isinstance(error.value, each)
 
 
+def test_wrong_arguments_are_told_with_the_operation_and_the_name() -> None:
+    for call, operation, name in [
+        (lambda: MANAGER.acquire("n", timeout=-1), "acquire", "n"),
+        (lambda: MANAGER.acquire("n", tll=1), "acquire", "n"),
+        (lambda: MANAGER.try_acquire("n", ttl="1"), "try_acquire", "n"),
+        (lambda: MANAGER.break_lease("n", 0), "break_lease", "n"),
+        (lambda: MANAGER.inspect(5), "inspect", None),
+        (lambda: MANAGER.list(5), "list", None),
+        (lambda: MANAGER.watch(5), "watch", None),
+        (lambda: lease.Manager("memory:", ttl="1"), "open", None),
+        (lambda: lease.Fence().admit("n", 0), "admit", "n"),
+    ]:
+        with pytest.raises(lease.InvalidArgument) as error:
+            call()
+        assert (error.value.operation, error.value.name) == (operation, name)
+        assert str(error.value).startswith(f'{operation} "{name}": ' if name else f"{operation}: ")
+
+
+def test_what_a_number_of_ones_own_raises_is_ones_own() -> None:
+    class Evil:
+        def __float__(self) -> float:
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        MANAGER.acquire("n", ttl=Evil())
+
+
+async def wait_async(timeout: Any) -> bool:
+    async with ASYNC.acquire("waited for") as held:
+        return await held.cancelled.wait(timeout)
+
+
 @pytest.mark.parametrize(
     ("call", "type", "says"),
     [
@@ -108,6 +145,8 @@ def test_wrong_arguments_are_refused(call: Callable[[], object], types: Any, say
         (lambda: ASYNC.acquire("a", on_wait=1), TypeError, "on_wait must be callable"),
         (lambda: ASYNC.try_acquire("a", timeout=1), TypeError, 'unknown keyword "timeout"'),
         (lambda: ASYNC.inspect(""), ValueError, "1 to 512"),
+        (lambda: wait_async(-1), ValueError, "timeout is -1"),
+        (lambda: wait_async("1"), TypeError, "timeout must be"),
         (lambda: ASYNC.list(7), TypeError, "prefix must be"),
         (lambda: ASYNC.break_lease("a", 0), ValueError, "0 is no token"),
     ],

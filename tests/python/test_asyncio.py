@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import select
 import threading
@@ -236,6 +237,24 @@ async def lose(store: CutStore, held: lease.AsyncLease) -> None:
     await asyncio.sleep(LIMIT)
 
 
+def test_an_end_that_is_no_loss_cancels_nothing(run: Run) -> None:
+    async def main() -> None:
+        async with lease.AsyncManager("memory:") as manager:
+            done: list[str] = []
+            async with manager.acquire("a") as held:
+                await held.release()
+                await asyncio.sleep(0.01)
+                done.append("released")
+            async with manager.acquire("b") as held:
+                held.on_lost(lambda reason: done.append(f"lost: {reason}"))
+                await manager.close()
+                await asyncio.sleep(0.01)
+                done.append("closed")
+            assert done == ["released", "closed"] and held.end_reason is lease.EndReason.CLOSED
+
+    run(main())
+
+
 def test_an_outer_cancellation_keeps_its_meaning(run: Run) -> None:
     async def main() -> None:
         store = CutStore()
@@ -393,6 +412,67 @@ def test_who_waits_for_long_is_told_in_the_loop(run: Run) -> None:
             assert len(told) == 1
 
     run(main())
+
+
+def test_callbacks_are_those_of_the_loop(run: Run) -> None:
+    """Never within the call that registers them, in its context, and what they raise goes to the loop's handler."""
+
+    async def main() -> None:
+        loop, failures = asyncio.get_running_loop(), []
+        loop.set_exception_handler(lambda _, context: failures.append(context["exception"]))
+        variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nobody's")
+        store = CutStore()
+        async with store.async_manager(ttl=0.1) as manager:
+            held = await manager.acquire("a")
+            store.cut()
+            await held.cancelled.wait()
+            told: list[str] = []
+            variable.set("mine")
+            held.on_lost(lambda reason: told.append(variable.get()))
+            variable.set("another")
+            assert told == []
+            held.on_lost(lambda reason: 1 / 0)  # type: ignore[arg-type, return-value]
+            await until(lambda: failures)
+            assert told == ["mine"] and isinstance(failures[0], ZeroDivisionError)
+
+            async def nobody_awaits(reason: object) -> None: ...
+
+            for register in (held.on_lost, lambda callback: manager.acquire("b", on_wait=callback).send(None)):
+                with pytest.raises(TypeError, match="let a plain function make a task"):
+                    register(nobody_awaits)
+
+    run(main())
+
+
+def test_a_loss_in_the_moment_of_entering_leaves_no_cancellation_behind(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with CutStore().async_manager() as manager:
+            held = await manager.acquire("a")
+            await manager.break_lease("a", held.token)
+            with pytest.raises(lease.LeaseLost):
+                await held.confirm()
+            monkeypatch.setattr(lease.AsyncLease, "check", lambda self: None)  # it was held when it was asked
+            with pytest.raises(lease.LeaseLost):
+                async with held:
+                    pass
+            await asyncio.sleep(0)
+            task = asyncio.current_task()
+            assert task is not None and task.cancelling() == 0
+
+    run(main())
+
+
+def test_a_forgotten_await_is_told_in_public_words() -> None:
+    async def main() -> None:
+        async with lease.AsyncManager("memory:") as manager:
+            acquiring = manager.acquire("a")
+            with pytest.raises(AttributeError, match="await the acquire"):
+                acquiring.release()  # type: ignore[attr-defined]
+            task = asyncio.create_task(acquiring)
+            assert "AsyncManager.acquire" in repr(task)
+            await (await task).release()
+
+    asyncio.run(main())
 
 
 def test_a_lease_belongs_to_its_loop() -> None:

@@ -10,7 +10,7 @@ import pytest
 import lease
 from lease import _errors, _lease
 
-KINDS = [getattr(lease, name) for name in _errors.__all__ if name != "LeaseError"]
+KINDS = [getattr(lease, name) for name in _errors.__all__ if name not in ("LeaseError", "WrongType", "WrongUse")]
 BASES = {
     "AcquireTimeout": TimeoutError,
     "StoreUnavailable": ConnectionError,
@@ -24,8 +24,7 @@ BASES = {
 
 
 def test_the_numbers_are_those_of_the_core() -> None:
-    core = {code: retryable for _, code, retryable in _lease.ERRORS}
-    assert {kind.code: kind.retryable for kind in KINDS} == core and len(KINDS) == len(core)
+    assert sorted((kind.__name__, kind.code, kind.retryable) for kind in KINDS) == sorted(_lease.ERRORS)
     ours = [(reason.name, reason.value, reason.is_loss) for reason in lease.EndReason]
     assert ours == _lease.END_REASONS
 

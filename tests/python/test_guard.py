@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_a_loss_is_raised_at_the_end() -> None:
             assert held.cancelled.wait(LIMIT)
 
         with pytest.raises(lease.LeaseLost):
-            work()  # type: ignore[call-arg]
+            work()
         store.mend()
 
 
@@ -150,6 +151,12 @@ async def async_generator(day: str) -> Any:
     ("decorate", "type", "says"),
     [
         (lambda: MANAGER.guard("a")(coroutine), TypeError, "lease.AsyncManager"),
+        (lambda: MANAGER.guard("a")(lambda day: coroutine(day))("x"), TypeError, "runs after the call"),
+        (lambda: MANAGER.guard("a")(lambda day: generator(day))("x"), TypeError, "runs after the call"),
+        (lambda: MANAGER.guard("a:{b}")(lambda **words: None)(c=1), ValueError, "gives no 'b'"),
+        (lambda: MANAGER.guard("a:{b}")(functools.partial(plain, "x")), ValueError, "no parameter 'b'"),
+        (lambda: MANAGER.guard("a", if_busy="skip"), ValueError, "give timeout=0"),
+        (lambda: MANAGER.guard("a", timeout=None, if_busy="skip"), ValueError, "give timeout=0"),
         (lambda: ASYNC.guard("a")(plain), TypeError, "lease.Manager"),
         (lambda: MANAGER.guard("a")(generator), TypeError, "generator"),
         (lambda: ASYNC.guard("a")(async_generator), TypeError, "generator"),

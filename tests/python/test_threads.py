@@ -155,6 +155,17 @@ def test_a_watch_tells_of_every_holder(manager: lease.Manager) -> None:
         watch.next()
 
 
+def test_a_lease_is_entered_once_at_a_time(manager: lease.Manager) -> None:
+    """Else the inner end would release it under the outer block."""
+    with manager.acquire("nightly") as held:
+        with pytest.raises(RuntimeError, match="entered already") as error, held:
+            pass
+        assert isinstance(error.value, lease.InvalidArgument) and error.value.name == "nightly"
+        held.check()
+    with pytest.raises(lease.LeaseLost), held:
+        pass
+
+
 def test_releasing_twice_is_harmless(manager: lease.Manager) -> None:
     with manager.acquire("nightly") as held:
         held.release()
@@ -253,19 +264,26 @@ def test_a_fence_refuses_who_woke_up_late() -> None:
 
     join_older = in_thread(older)
     assert inside.wait(LIMIT)
-    entered = threading.Event()
+    order: list[str] = []
 
     def newer() -> None:
         with fence.admit("nightly", 8):
-            entered.set()
+            order.append("newer")
 
     join_newer = in_thread(newer)
     with fence.admit("another", 1):
         pass
-    assert not entered.wait(0.02), "a newer write begins after the older one has ended"
+    while True:
+        # Until the newer write was seen: it waits for the older one to end.
+        try:
+            fence.admit("nightly", 7).__exit__(None, None, None)
+        except lease.LeaseLost:
+            break
+    order.append("older")
     leave.set()
     join_older()
     join_newer()
+    assert order == ["older", "newer"]
     with pytest.raises(lease.LeaseLost) as error:
         fence.admit("nightly", 7)
     assert error.value.token == 7 and error.value.name == "nightly" and error.value.reason is None

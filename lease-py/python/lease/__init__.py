@@ -32,6 +32,8 @@ from lease._errors import (
     PermissionDenied,
     StoreUnavailable,
     Unsupported,
+    WrongType,
+    WrongUse,
 )
 from lease._lease import Admitted, Cancelled, Fence, Lease, Manager, Watch, __version__, _at_exit
 from lease._types import AcquireOptions, EndReason, GuardOptions, ManagerOptions, Record, TryOptions, Waiting
@@ -41,6 +43,7 @@ __all__ = [
     "AcquireOptions",
     "AcquireTimeout",
     "Admitted",
+    "AsyncAcquire",
     "AsyncCancelled",
     "AsyncLease",
     "AsyncManager",
@@ -68,11 +71,13 @@ __all__ = [
     "Unsupported",
     "Waiting",
     "Watch",
+    "WrongType",
+    "WrongUse",
     "__version__",
 ]
 
 if _TYPE_CHECKING:
-    from lease._aio import AsyncCancelled, AsyncLease, AsyncManager, AsyncWatch
+    from lease._aio import AsyncAcquire, AsyncCancelled, AsyncLease, AsyncManager, AsyncWatch
 else:
 
     def __getattr__(name: str) -> object:

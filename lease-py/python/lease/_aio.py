@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import inspect
 import logging
 from collections.abc import Callable, Coroutine, Generator
 from datetime import timedelta
@@ -12,13 +14,13 @@ from weakref import WeakKeyDictionary
 
 from lease import _guard
 from lease._errors import LeaseError, WrongType, WrongUse
-from lease._lease import BaseLease, BaseManager, BaseWatch, Mailbox, Pending
+from lease._lease import BaseLease, BaseManager, BaseWatch, Mailbox, Pending, _seconds
 from lease._types import AcquireOptions, EndReason, GuardOptions, Record, TryOptions, Waiting
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-__all__ = ["AsyncCancelled", "AsyncLease", "AsyncManager", "AsyncWatch"]
+__all__ = ["AsyncAcquire", "AsyncCancelled", "AsyncLease", "AsyncManager", "AsyncWatch"]
 
 _logger = logging.getLogger("lease")
 _mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox] = WeakKeyDictionary()
@@ -50,14 +52,30 @@ async def _finish(pending: Pending) -> None:
 
 
 class _Told:
-    """A callback of the loop's for something that the core tells, until it is left."""
+    """A callback of the loop's for something that the core tells, until it is left. As others of its: in the context of who
+    registered it, never within that call, and what it raises goes to the loop's exception handler."""
 
     def __init__(self, pending: Pending, tell: Callable[[Any], object]) -> None:
-        self._mailbox = _mailbox(asyncio.get_running_loop())
-        self._key = self._mailbox.add(pending, lambda: tell(pending.take()))
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        self._handle: asyncio.Handle | None = None
+
+        def done() -> None:
+            self._handle = loop.call_soon(lambda: tell(pending.take()), context=context)
+
+        self._mailbox = _mailbox(loop)
+        self._key = self._mailbox.add(pending, done)
 
     def leave(self) -> None:
         self._mailbox.forget(self._key)
+        if self._handle is not None:
+            self._handle.cancel()
+
+
+def _check_callback(callback: Any, what: str) -> None:
+    if not callable(callback):
+        raise WrongType(f"{what} must be callable, not {type(callback).__name__}")
+    if inspect.iscoroutinefunction(callback):
+        raise WrongType(f"{what} is a coroutine function, which nobody would await: let a plain function make a task")
 
 
 class AsyncCancelled:
@@ -72,10 +90,10 @@ class AsyncCancelled:
 
     async def wait(self, timeout: float | timedelta | None = None) -> bool:
         """Waits for the end; whether it has come within the timeout (seconds, or a ``timedelta``)."""
+        self._lease._here("cancelled.wait")
+        seconds = None if timeout is None else _seconds(timeout, "timeout")
         if self.is_set():
             return True
-        self._lease._here("cancelled.wait")
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         try:
             async with asyncio.timeout(seconds):
                 await _finish(self._lease._ended())
@@ -148,8 +166,7 @@ class AsyncLease(BaseLease):
         """Calls back in the event loop with the reason if the lease is lost, also when it was lost before. Never for your own
         release. Any number of callbacks, each once."""
         self._here("on_lost")
-        if not callable(callback):
-            raise WrongType(f"callback must be callable, not {type(callback).__name__}")
+        _check_callback(callback, "callback")
         _Told(self._ended(), lambda reason: callback(reason) if reason.is_loss else None)
 
     async def __aenter__(self) -> Self:
@@ -178,6 +195,7 @@ class AsyncLease(BaseLease):
     ) -> None:
         task, self._task = self._task, None
         if self._loss is not None:
+            # Nothing to tell any more: so a release wakes no loop.
             self._loss.leave()
         mine = False
         if self._lost and task is not None:
@@ -191,25 +209,36 @@ class AsyncLease(BaseLease):
             self._settle(error, exception)
 
 
-class _Acquire(Coroutine[Any, Any, AsyncLease]):
-    """Something to await, to make a task of, or to enter."""
-
-    __slots__ = ("_acquiring", "_held")
+class AsyncAcquire(Coroutine[Any, Any, AsyncLease]):
+    """What ``AsyncManager.acquire`` gives: to be awaited, entered with ``async with``, or made a task of. A coroutine like others."""
 
     def __init__(self, acquiring: Coroutine[Any, Any, AsyncLease]) -> None:
+        for name, shown in (("__name__", "acquire"), ("__qualname__", "AsyncManager.acquire")):
+            setattr(acquiring, name, shown)
         self._acquiring = acquiring
         self._held: AsyncLease | None = None
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # What asyncio shows of a task: the names, the code and the frame.
+            if name in ("__name__", "__qualname__") or name.startswith("cr_"):
+                return getattr(self._acquiring, name)
+            raise AttributeError(f"no {name!r}: await the acquire or enter it, and you have the lease")
 
     def __await__(self) -> Generator[Any, Any, AsyncLease]:
         return self._acquiring.__await__()
 
     def send(self, value: Any) -> Any:
+        """As of a coroutine."""
         return self._acquiring.send(value)
 
     def throw(self, *args: Any) -> Any:
+        """As of a coroutine."""
         return self._acquiring.throw(*args)
 
     def close(self) -> None:
+        """As of a coroutine: gives up waiting, if that began."""
         self._acquiring.close()
 
     async def __aenter__(self) -> AsyncLease:
@@ -262,27 +291,23 @@ class AsyncManager(BaseManager):
     >>> asyncio.run(main())
     """
 
-    def acquire(self, name: str, **options: Unpack[AcquireOptions]) -> _Acquire:
+    def acquire(self, name: str, **options: Unpack[AcquireOptions]) -> AsyncAcquire:
         """Waits until the name is yours. Await it, enter it with ``async with``, or make a task of it.
 
         Options and errors are those of ``Manager.acquire``; ``on_wait`` is called in the event loop. Cancelled, it leaves no
         waiter behind, and a lease that was on its way is released.
         """
         on_wait = options.pop("on_wait", None)
-        return _Acquire(self._acquiring(name, on_wait, dict(options)))
+        return AsyncAcquire(self._acquiring(name, on_wait, dict(options)))
 
     async def _acquiring(self, name: str, on_wait: Callable[[Waiting], object] | None, options: dict[str, Any]) -> AsyncLease:
-        if not (on_wait is None or callable(on_wait)):
-            raise WrongType(f"on_wait must be callable, not {type(on_wait).__name__}")
+        if on_wait is not None:
+            _check_callback(on_wait, "on_wait")
         pending, waiting = self._acquire(name, on_wait=on_wait is not None, **options)
-        if on_wait is None or waiting is None or pending.begin():
-            await _finish(pending)
-            return AsyncLease(pending)
-        told = _Told(waiting, lambda told: None if told is None else on_wait(told))
-        try:
-            await _finish(pending)
-        finally:
-            told.leave()
+        if on_wait is not None and waiting is not None and not pending.begin():
+            # Told nothing, and over, when the wait ends before that.
+            _Told(waiting, lambda told: None if told is None else on_wait(told))
+        await _finish(pending)
         return AsyncLease(pending)
 
     async def try_acquire(self, name: str, **options: Unpack[TryOptions]) -> AsyncLease | None:
@@ -340,12 +365,20 @@ class AsyncManager(BaseManager):
 
         @overload
         def guard(
-            self, name: str, *, if_busy: Literal["raise"] = "raise", pass_as: str | None = None, **options: Unpack[GuardOptions]
+            self, name: str, *, if_busy: Literal["raise"] = "raise", pass_as: None = None, **options: Unpack[GuardOptions]
         ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]: ...
         @overload
         def guard(
-            self, name: str, *, if_busy: Literal["skip"], pass_as: str | None = None, **options: Unpack[GuardOptions]
+            self, name: str, *, if_busy: Literal["skip"], pass_as: None = None, **options: Unpack[GuardOptions]
         ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R | None]]]: ...
+        @overload
+        def guard(
+            self, name: str, *, if_busy: Literal["raise"] = "raise", pass_as: str, **options: Unpack[GuardOptions]
+        ) -> Callable[[Callable[..., Coroutine[Any, Any, R]]], Callable[..., Coroutine[Any, Any, R]]]: ...
+        @overload
+        def guard(
+            self, name: str, *, if_busy: Literal["skip"], pass_as: str, **options: Unpack[GuardOptions]
+        ) -> Callable[[Callable[..., Coroutine[Any, Any, R]]], Callable[..., Coroutine[Any, Any, R | None]]]: ...
 
     def guard(
         self, name: str, *, if_busy: Any = "raise", pass_as: str | None = None, **options: Any

@@ -21,6 +21,8 @@ __all__ = [
     "PermissionDenied",
     "StoreUnavailable",
     "Unsupported",
+    "WrongType",
+    "WrongUse",
 ]
 
 
@@ -36,7 +38,7 @@ class LeaseError(Exception):
     acquire nightly 1 me True
     """
 
-    code: ClassVar[int] = 0
+    code: ClassVar[int | None] = None
     """The number of this kind of error in every language."""
     retryable: bool = False
     """Whether the same call may succeed later with nothing changed by you."""

@@ -17,11 +17,15 @@ class _Names:
     """The name of each call: a template with the arguments filled in."""
 
     def __init__(self, template: str, function: Callable[..., Any], pass_as: str | None) -> None:
-        signature = inspect.signature(function)
+        self.called = getattr(function, "__qualname__", repr(function))
+        try:
+            signature = inspect.signature(function)
+        except ValueError:
+            raise InvalidArgument(f"{self.called} does not tell its parameters: wrap it in a function") from None
         parameters = dict(signature.parameters)
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         if pass_as is not None and parameters.pop(pass_as, None) is None and not takes_any:
-            raise InvalidArgument(f"pass_as={pass_as!r}: {function.__qualname__} has no such parameter")
+            raise InvalidArgument(f"pass_as={pass_as!r}: {self.called} has no such parameter")
         try:
             fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
         except ValueError as error:
@@ -29,7 +33,7 @@ class _Names:
         for field in fields:
             first = field.split(".")[0].split("[")[0]
             if not first.isidentifier() or not (first in parameters or takes_any):
-                raise InvalidArgument(f"name {template!r}: {function.__qualname__} has no parameter {first!r} to fill in")
+                raise InvalidArgument(f"name {template!r}: {self.called} has no parameter {first!r} to fill in")
         self.template = template
         self.signature = signature.replace(parameters=list(parameters.values()))
         self.fields = fields
@@ -45,7 +49,10 @@ class _Names:
             values[parameter.name] = value
             if parameter.kind is parameter.VAR_KEYWORD:
                 values.update(value)
-        return self.template.format_map(values)
+        try:
+            return self.template.format_map(values)
+        except KeyError as error:
+            raise InvalidArgument(f"name {self.template!r}: this call of {self.called} gives no {error}") from None
 
 
 def guard(
@@ -65,6 +72,9 @@ def guard(
     if if_busy not in ("raise", "skip"):
         raise InvalidArgument(f"if_busy={if_busy!r}: give 'raise', or 'skip' to return None when somebody else holds the name")
 
+    if if_busy == "skip" and options.get("timeout") is None:
+        raise InvalidArgument("if_busy='skip' without a timeout would wait for ever: give timeout=0 for one attempt")
+
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(function):
             raise WrongType(f"guard decorates a function, not {type(function).__name__}: write @manager.guard(name)")
@@ -72,8 +82,9 @@ def guard(
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise WrongType(f"{called} is a generator, whose body runs after the call: acquire the lease in its body")
         if inspect.iscoroutinefunction(function) != is_async:
-            other, wants = ("Manager", "a plain") if is_async else ("AsyncManager", "a coroutine")
-            raise WrongType(f"{called} is {wants} function: guard it with lease.{other}")
+            if is_async:
+                raise WrongType(f"{called} is no coroutine function: give one, or guard a plain function with lease.Manager")
+            raise WrongType(f"{called} is a coroutine function: guard it with lease.AsyncManager")
         names = _Names(name, function, pass_as)
 
         if is_async:
@@ -101,7 +112,16 @@ def guard(
                         return None
                     raise
                 with held:
-                    return function(*args, **({**kwargs, pass_as: held} if pass_as else kwargs))
+                    result = function(*args, **({**kwargs, pass_as: held} if pass_as else kwargs))
+                    if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+                        # Its body runs when the lease is released.
+                        if inspect.iscoroutine(result):
+                            result.close()
+                        raise WrongType(
+                            f"{names.called} gives what runs after the call: guard it with lease.AsyncManager,"
+                            " or acquire the lease in its body"
+                        )
+                    return result
 
             guarded = guarded_sync
         guarded.__signature__ = names.signature  # type: ignore[attr-defined]

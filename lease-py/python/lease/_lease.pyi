@@ -197,7 +197,8 @@ class Manager(BaseManager):
     def close(self) -> None:
         """Ends every wait with ``ManagerClosed``, releases every lease, and leaves nothing behind. Finish the work first.
 
-        At most 5 s; harmless when repeated. Raises ``StoreUnavailable``, in doubt, if the store could not be told.
+        At most 5 s; harmless when repeated. Raises ``StoreUnavailable``, in doubt, if the store could not be told of a lease that
+        was held.
 
         >>> import lease
         >>> manager = lease.Manager("memory:")
@@ -217,12 +218,13 @@ class Manager(BaseManager):
         timeout: float | timedelta | None = ...,
         owner: str | None = None,
         if_busy: Literal["raise"] = "raise",
-        pass_as: str | None = None,
+        pass_as: None = None,
     ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
         """A decorator: each call of the function holds the name.
 
         ``{parameter}`` in the name is filled in from the call's arguments; a brace is written twice. ``if_busy="skip"`` returns
-        ``None`` when the timeout ends before the name is yours, in place of ``AcquireTimeout``. ``pass_as`` names a parameter
+        ``None`` when the timeout ends before the name is yours, in place of ``AcquireTimeout``; it needs a timeout, and 0 is one
+        attempt. ``pass_as`` names a parameter
         that gets the lease, whose token the work may need. The other options are those of ``acquire``.
 
         The function is not interrupted by a loss: let it call ``check``. If the lease was lost by its end, ``LeaseLost`` is raised.
@@ -248,8 +250,30 @@ class Manager(BaseManager):
         timeout: float | timedelta | None = ...,
         owner: str | None = None,
         if_busy: Literal["skip"],
-        pass_as: str | None = None,
+        pass_as: None = None,
     ) -> Callable[[Callable[_P, _R]], Callable[_P, _R | None]]: ...
+    @overload
+    def guard(
+        self,
+        name: str,
+        *,
+        ttl: float | timedelta | None = None,
+        timeout: float | timedelta | None = ...,
+        owner: str | None = None,
+        if_busy: Literal["raise"] = "raise",
+        pass_as: str,
+    ) -> Callable[[Callable[..., _R]], Callable[..., _R]]: ...
+    @overload
+    def guard(
+        self,
+        name: str,
+        *,
+        ttl: float | timedelta | None = None,
+        timeout: float | timedelta | None = ...,
+        owner: str | None = None,
+        if_busy: Literal["skip"],
+        pass_as: str,
+    ) -> Callable[[Callable[..., _R]], Callable[..., _R | None]]: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self,
@@ -263,7 +287,7 @@ class Manager(BaseManager):
 class BaseLease:
     """What ``Lease`` and ``AsyncLease`` have in common: all that does not wait."""
 
-    def __new__(cls, pending: Pending) -> Self: ...
+    def __new__(cls, pending: Pending | None = None) -> Self: ...
     @property
     def token(self) -> int:
         """The fencing token: greater than every token given before for this name. Readable after the end too."""
@@ -346,7 +370,7 @@ class Lease(BaseLease):
     <Lease 'nightly' token=1 released>
     """
 
-    def __new__(cls, pending: Pending) -> Self: ...
+    def __new__(cls, pending: Pending | None = None) -> Self: ...
     def confirm(self) -> None:
         """Asks the store: a renewal now, whatever the schedule says, within the request timeout.
 
@@ -385,7 +409,8 @@ class Lease(BaseLease):
         """Calls back with the reason if the lease is lost, also when it was lost before. Never for your own release.
 
         Any number of callbacks, each once, on a thread of the library where it may call the library: a slow one delays others
-        of its manager, and no heartbeat. Raises ``LimitExceeded`` when that thread cannot be started.
+        of its manager, and no heartbeat. ``sys.exit`` ends nothing there. One that refers to the lease keeps it. Raises ``LimitExceeded`` when that thread cannot
+        be started.
 
         >>> import lease
         >>> held = lease.Manager("memory:").acquire("nightly")
@@ -421,8 +446,8 @@ class BaseWatch:
 class Watch(BaseWatch, Iterator[Record | None]):
     """Who holds a name now, and again whenever it changes: what ``Manager.watch`` gives.
 
-    Each step blocks until there is a change; ``None`` is told while the name is free. It ends when the manager is closed. An
-    error, such as ``StoreUnavailable``, does not end it: the next step tries again, a second later.
+    Each step blocks until there is a change; ``None`` is told while the name is free. An error, such as ``StoreUnavailable``,
+    does not end it: the next step tries again, a second later. ``ManagerClosed`` is the last.
     """
 
     def __iter__(self) -> Self: ...
@@ -523,3 +548,4 @@ class _Nothing:
     def panic(self) -> Pending: ...
 
 def _at_exit() -> None: ...
+def _seconds(value: object, what: str) -> float: ...
