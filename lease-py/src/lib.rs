@@ -4,7 +4,12 @@
 //! `mailbox` how an event loop does, `process` what a forked child must not touch.
 #![forbid(unsafe_code)]
 #![allow(clippy::needless_pass_by_value, clippy::unused_self, reason = "the signatures are Python's")]
-#![allow(clippy::doc_lazy_continuation, clippy::doc_link_with_quotes, clippy::doc_markdown, reason = "so is the documentation")]
+#![allow(
+    clippy::doc_lazy_continuation,
+    clippy::doc_link_with_quotes,
+    clippy::doc_markdown,
+    reason = "so is the documentation"
+)]
 
 mod errors;
 mod fence;
