@@ -111,6 +111,12 @@ pub(crate) fn refuse_unknown(py: Python<'_>, unknown: Option<&Bound<'_, PyDict>>
     }
 }
 
+/// Whether it is one of this package's.
+pub(crate) fn is_ours(py: Python<'_>, error: &PyErr) -> bool {
+    let base = classes(py).and_then(|classes| classes.getattr("LeaseError"));
+    base.is_ok_and(|base| error.matches(py, base).unwrap_or(false))
+}
+
 /// Whether an exception is the loss of that very lease.
 pub(crate) fn is_loss_of(py: Python<'_>, exception: &Bound<'_, PyAny>, name: &str, token: i64) -> PyResult<bool> {
     let lost = classes(py)?.getattr("LeaseLost")?;

@@ -1,7 +1,7 @@
 //! The resource's side.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lease_core::clock::Moment;
@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 
 use crate::errors::{during, raise_with, wrong_use};
 use crate::interpreter::detached;
+use crate::process::Own;
 use crate::values;
 
 /// How long a newer holder waits for an older one's write.
@@ -19,26 +20,39 @@ const SIGNALS_EVERY: Duration = Duration::from_millis(50);
 
 #[doc = include_str!(concat!(env!("OUT_DIR"), "/Fence"))]
 #[pyclass(frozen, weakref, module = "lease")]
-#[derive(Default)]
-pub(crate) struct Fence(Arc<Core>);
+pub(crate) struct Fence(Mutex<Own<Arc<Core>>>);
+
+impl Fence {
+    /// A forked child begins with a new one: in its parent's, threads may be that the child does not have.
+    fn core(&self) -> Arc<Core> {
+        let mut core = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if core.get().is_none() {
+            *core = Own::new(Arc::default());
+        }
+        core.get().cloned().unwrap_or_default()
+    }
+}
 
 #[pymethods]
 impl Fence {
     #[new]
     fn new() -> Self {
-        Self::default()
+        Self(Mutex::new(Own::new(Arc::default())))
     }
 
     #[doc = include_str!(concat!(env!("OUT_DIR"), "/Fence.admit"))]
     fn admit(&self, py: Python<'_>, name: &Bound<'_, PyAny>, token: &Bound<'_, PyAny>) -> PyResult<Admitted> {
         let arguments = values::text(name, "name").and_then(|text| Ok((text, values::token(token)?)));
         let (name, token) = during(arguments, "admit", Some(name), py)?;
-        let until = Moment::now() + LIMIT;
+        let (fence, until) = (self.core(), Moment::now() + LIMIT);
         loop {
             let left = until.since(Moment::now());
-            let entered = detached(py, || self.0.enter_within(&name, token, left.min(SIGNALS_EVERY)));
+            let entered = detached(py, || fence.enter_within(&name, token, left.min(SIGNALS_EVERY)));
             match entered {
-                Ok(()) => return Ok(Admitted { fence: self.0.clone(), name, token, inside: AtomicBool::new(true) }),
+                Ok(()) => {
+                    let fence = Own::new(fence);
+                    return Ok(Admitted { fence, name, token, inside: AtomicBool::new(true) });
+                }
                 Err(error) if error.kind() == ErrorKind::Timeout && left > SIGNALS_EVERY => py.check_signals()?,
                 Err(error) => return Err(raise_with(py, &error, Some(token.get()))),
             }
@@ -53,7 +67,7 @@ impl Fence {
 #[doc = include_str!(concat!(env!("OUT_DIR"), "/Admitted"))]
 #[pyclass(frozen, module = "lease")]
 pub(crate) struct Admitted {
-    fence: Arc<Core>,
+    fence: Own<Arc<Core>>,
     name: String,
     token: Token,
     inside: AtomicBool,
@@ -62,8 +76,10 @@ pub(crate) struct Admitted {
 impl Admitted {
     fn leave(&self) {
         if self.inside.swap(false, Ordering::Relaxed) {
-            // Entered by `admit` and left only here, so it is inside.
-            drop(self.fence.leave(&self.name, self.token));
+            // Entered by `admit` and left only here, so it is inside; but not in a forked child.
+            if let Some(fence) = self.fence.get() {
+                drop(fence.leave(&self.name, self.token));
+            }
         }
     }
 }

@@ -4,13 +4,13 @@
 //! thread by unwinding through our frames, which aborts the process. A thread that waits in a call of ours when the end
 //! begins never comes back: it is one that Python does not wait for (a daemon), and goes with the process.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use lease_core::fork;
-use pyo3::exceptions::PyImportError;
+use pyo3::exceptions::{PyImportError, PyKeyboardInterrupt};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
@@ -20,7 +20,8 @@ const EXIT_LIMIT: Duration = Duration::from_secs(5);
 /// How many are about to take the lock, or have it on a thread of the library. The high half is the number of forks, so that a
 /// child begins with none.
 static INSIDE: AtomicU64 = AtomicU64::new(0);
-static ENDING: AtomicBool = AtomicBool::new(false);
+/// The number of forks, and one, of the process whose interpreter ends: a child's does not.
+static ENDING: AtomicU32 = AtomicU32::new(0);
 static ENDED_BY: Mutex<Option<ThreadId>> = Mutex::new(None);
 static LEFT: Condvar = Condvar::new();
 
@@ -49,11 +50,15 @@ impl Drop for Inside {
     fn drop(&mut self) {
         let leave = |inside: u64| (inside >> 32 == self.forks >> 32).then(|| inside - 1);
         let _ = INSIDE.fetch_update(Ordering::SeqCst, Ordering::SeqCst, leave);
-        if ENDING.load(Ordering::SeqCst) {
+        if has_begun_to_end() {
             let _ended_by = ENDED_BY.lock().unwrap_or_else(PoisonError::into_inner);
             LEFT.notify_all();
         }
     }
+}
+
+fn has_begun_to_end() -> bool {
+    ENDING.load(Ordering::SeqCst) == fork::count() + 1
 }
 
 fn is_ending_thread() -> bool {
@@ -86,7 +91,7 @@ pub(crate) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send)
 
 /// Whether the interpreter ends, and not on this thread: then nobody will ever get what is waited for here.
 pub(crate) fn is_ending() -> bool {
-    ENDING.load(Ordering::SeqCst) && !is_ending_thread()
+    has_begun_to_end() && !is_ending_thread()
 }
 
 /// Gives up what nobody will get, which withdraws a claim and releases a lease, and never comes back.
@@ -100,14 +105,23 @@ pub(crate) fn gone<T>(kept: T) -> ! {
 /// Runs something with the interpreter's lock, on a thread that may be the library's. Not once the end began.
 pub(crate) fn attached(work: impl FnOnce(Python<'_>)) {
     if let Some(_inside) = Inside::enter() {
-        Python::try_attach(work);
+        Python::try_attach(|py| {
+            // This may be within a deallocation, while an exception passes: Python code must not run with it set.
+            let passing = PyErr::take(py);
+            work(py);
+            if let Some(passing) = passing {
+                passing.restore(py);
+            }
+        });
     }
 }
 
-/// Reports an exception that nobody is there to catch.
-pub(crate) fn unraisable(py: Python<'_>, outcome: PyResult<Bound<'_, PyAny>>, culprit: &Bound<'_, PyAny>) {
-    if let Err(error) = outcome {
-        error.write_unraisable(py, Some(culprit));
+/// Reports an exception that nobody is there to catch. A Ctrl-C is raised again, where somebody is.
+pub(crate) fn unraisable(py: Python<'_>, outcome: PyResult<Bound<'_, PyAny>>, culprit: Option<&Bound<'_, PyAny>>) {
+    let Err(error) = outcome else { return };
+    let again = || py.import("_thread")?.call_method0("interrupt_main");
+    if !(error.is_instance_of::<PyKeyboardInterrupt>(py) && again().is_ok()) {
+        error.write_unraisable(py, culprit);
     }
 }
 
@@ -123,7 +137,7 @@ pub(crate) fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
 #[pyfunction(name = "_at_exit")]
 pub(crate) fn at_exit(py: Python<'_>) {
     *ENDED_BY.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current().id());
-    ENDING.store(true, Ordering::SeqCst);
+    ENDING.store(fork::count() + 1, Ordering::SeqCst);
     py.detach(|| {
         crate::wait::wake_all();
         let ended_by = ENDED_BY.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,16 +1,18 @@
 //! What is held.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use lease_core::signal::EndSignal;
 use lease_core::{EndReason, Error, Lease as Held};
+use pyo3::PyTraverseError;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
-use crate::errors::{during, is_loss_of, raise_with, wrong_type, wrong_use};
+use crate::errors::{during, is_loss_of, is_ours, raise_with, wrong_type, wrong_use};
 use crate::interpreter::{attached, detached, unraisable};
-use crate::mailbox::{Answer, Pending};
+use crate::mailbox::{Answer, Pending, lock};
 use crate::process::Own;
 use crate::values;
 use crate::wait::{wait, wait_within};
@@ -24,6 +26,8 @@ pub(crate) struct BaseLease {
     token: i64,
     ended: Own<OnceLock<Arc<EndSignal>>>,
     entered: AtomicBool,
+    /// Owned by this object, where the garbage collector sees them, and not by the core: a callback may refer to its lease.
+    callbacks: Arc<Mutex<Vec<Option<Py<PyAny>>>>>,
 }
 
 impl BaseLease {
@@ -33,6 +37,7 @@ impl BaseLease {
             held: Own::new(Arc::new(held)),
             ended: Own::new(OnceLock::new()),
             entered: AtomicBool::new(false),
+            callbacks: Arc::default(),
         }
     }
 
@@ -195,6 +200,27 @@ impl BaseLease {
         Ok(Pending::new(async move { Ok(Answer::Reason(ended.await.reason)) }))
     }
 
+    /// For the asyncio side of this package: what dropping it does.
+    #[pyo3(name = "_abandon")]
+    fn abandon(&self) {
+        if let Some(held) = self.held.get() {
+            held.abandon();
+        }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Locked by nobody but who has the interpreter's lock, and does nothing else meanwhile.
+        if let Ok(callbacks) = self.callbacks.try_lock() {
+            callbacks.iter().try_for_each(|callback| visit.call(callback))?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let callbacks: Vec<_> = lock(&self.callbacks).iter_mut().map(Option::take).collect();
+        drop(callbacks);
+    }
+
     /// For the asyncio side of this package.
     #[pyo3(name = "_settle")]
     fn settle_error(
@@ -259,17 +285,26 @@ impl Lease {
             let message = format!("callback must be callable, not {}", values::kind(&callback));
             return Err(wrong_type(py, message));
         }
-        let callback = Own::new(callback.unbind());
+        let held = base.here(py, "on_lost")?.clone();
+        let number = {
+            let mut callbacks = lock(&base.callbacks);
+            callbacks.push(Some(callback.unbind()));
+            callbacks.len() - 1
+        };
+        let callbacks = Own::new(base.callbacks.clone());
         let tell = move |reason: EndReason| {
+            if !reason.is_loss() {
+                return;
+            }
             attached(|py| {
-                if let Some(callback) = callback.get().map(|callback| callback.bind(py))
-                    && reason.is_loss()
-                {
-                    unraisable(py, values::reason(py, reason).and_then(|reason| callback.call1((reason,))), callback);
+                let callback = callbacks.get().and_then(|callbacks| lock(callbacks)[number].take());
+                if let Some(callback) = callback {
+                    let callback = callback.bind(py);
+                    let told = values::reason(py, reason).and_then(|reason| callback.call1((reason,)));
+                    unraisable(py, told, Some(callback));
                 }
             });
         };
-        let held = base.here(py, "on_lost")?.clone();
         detached(py, || held.on_end(tell)).map_err(|error| base.raise(py, &error))
     }
 
@@ -293,8 +328,8 @@ impl Lease {
         let (py, base) = (slf.py(), slf.into_super());
         base.entered.store(false, Ordering::Relaxed);
         match Self::give_back(&base, py) {
-            // Whoever interrupts the release means the whole program.
-            Err(error) if !error.is_instance_of::<pyo3::exceptions::PyException>(py) => Err(error),
+            // What interrupts the release, a signal's handler, is no error of it.
+            Err(error) if !is_ours(py, &error) => Err(error),
             released => base.settle(py, released, exception),
         }
     }

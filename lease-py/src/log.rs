@@ -9,7 +9,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::interpreter::attached;
+use crate::interpreter::{attached, unraisable};
 
 /// Whether lines about each lease and renewal are made. They cost something, so they are only if they are wanted.
 static DEBUG: AtomicBool = AtomicBool::new(false);
@@ -48,10 +48,8 @@ impl Subscriber for Lines {
         };
         let line = lease_core::line_of(event);
         attached(|py| {
-            let write = || logger(py)?.call_method1("log", (level, "%s", line)).map(drop);
-            if let Err(error) = write() {
-                error.write_unraisable(py, None);
-            }
+            let written = logger(py).and_then(|logger| logger.call_method1("log", (level, "%s", line)));
+            unraisable(py, written, None);
         });
     }
 

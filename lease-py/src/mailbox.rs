@@ -44,7 +44,7 @@ enum State {
     Taken,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -177,7 +177,7 @@ impl Mailbox {
         if pending.get().poll(&waker) {
             let entry = lock(&this.entries).of.remove(&key);
             drop(entry);
-            unraisable(py, done.bind(py).call0(), done.bind(py));
+            unraisable(py, done.bind(py).call0(), Some(done.bind(py)));
         }
     }
 }

@@ -392,7 +392,7 @@ impl Manager {
                 attached(|py| {
                     if let Some(on_wait) = on_wait.get().map(|on_wait| on_wait.bind(py)) {
                         let told = values::waiting(py, waiting).and_then(|waiting| on_wait.call1((waiting,)));
-                        unraisable(py, told, on_wait);
+                        unraisable(py, told, Some(on_wait));
                     }
                 });
             });

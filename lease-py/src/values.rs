@@ -64,9 +64,8 @@ pub(crate) fn token(value: &Bound<'_, PyAny>) -> PyResult<Token> {
     if !value.is_instance_of::<PyInt>() || value.is_instance_of::<PyBool>() {
         return Err(wrong_type(py, format!("token must be an int, not {}", kind(value))));
     }
-    let out_of_range = |_| invalid(py, format!("{value} is no token: tokens are from 1 to 2**63 - 1"));
-    let number: i64 = value.extract().map_err(out_of_range)?;
-    Token::try_from(number).map_err(|_| invalid(py, format!("{value} is no token: tokens are from 1 to 2**63 - 1")))
+    let number: i64 = value.extract().unwrap_or(0);
+    Token::try_from(number).map_err(|_| invalid(py, "token is out of range: tokens are from 1 to 2**63 - 1"))
 }
 
 /// A time: seconds as a number, or a `timedelta`.

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use lease_core::clock::Moment;
-use lease_core::{Error, ErrorKind, Result};
+use lease_core::{Error, ErrorKind, Result, fork};
 use pyo3::prelude::*;
 
 use crate::interpreter::{detached, gone, is_ending, is_main_thread};
@@ -31,19 +31,32 @@ impl Wake for Parked {
 }
 
 /// Who waits, to be told when the interpreter ends.
-static WAITING: Mutex<BTreeMap<usize, Weak<Parked>>> = Mutex::new(BTreeMap::new());
+static WAITING: Mutex<Waiters> = Mutex::new(Waiters { forks: 0, parked: BTreeMap::new() });
+
+struct Waiters {
+    forks: u32,
+    parked: BTreeMap<usize, Weak<Parked>>,
+}
+
+/// Those of this process: what a forked child inherits may be locked by a thread that it does not have.
+fn waiting() -> MutexGuard<'static, Waiters> {
+    let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+    if waiting.forks != fork::count() {
+        *waiting = Waiters { forks: fork::count(), parked: BTreeMap::new() };
+    }
+    waiting
+}
 
 /// Tells all who wait that nobody will get what they wait for.
 pub(crate) fn wake_all() {
-    let waiting = std::mem::take(&mut *WAITING.lock().unwrap_or_else(PoisonError::into_inner));
-    waiting.values().filter_map(Weak::upgrade).for_each(Wake::wake);
+    let parked = std::mem::take(&mut waiting().parked);
+    parked.values().filter_map(Weak::upgrade).for_each(Wake::wake);
 }
 
 impl Parked {
     fn new() -> Arc<Self> {
         let parked = Arc::new(Self::default());
-        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.insert(Arc::as_ptr(&parked).addr(), Arc::downgrade(&parked));
+        waiting().parked.insert(Arc::as_ptr(&parked).addr(), Arc::downgrade(&parked));
         parked
     }
 
@@ -66,7 +79,7 @@ struct Waiting<'a>(&'a Arc<Parked>);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        WAITING.lock().unwrap_or_else(PoisonError::into_inner).remove(&Arc::as_ptr(self.0).addr());
+        waiting().parked.remove(&Arc::as_ptr(self.0).addr());
     }
 }
 

@@ -7,11 +7,13 @@ import contextvars
 import gc
 import select
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
+import uvloop
 
 import lease
 from conftest import LIMIT, in_thread
@@ -568,6 +570,51 @@ def test_loops_that_are_closed_leave_nothing(url: str) -> None:
         await manager.close()
 
     asyncio.run(is_free_again())
+
+
+def test_a_loop_that_is_closed_in_the_midst_leaves_nothing(url: str) -> None:
+    """In a block, in a wait, and with callbacks that refer to their lease."""
+    manager = lease.AsyncManager(url)
+
+    async def work() -> None:
+        async with manager.acquire("a", ttl=15) as held:
+            held.on_lost(lambda reason: print(held))
+            await asyncio.sleep(LIMIT)
+
+    for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+        loop = factory()
+        loop.set_exception_handler(lambda *_: None)  # of tasks that are destroyed
+
+        async def start() -> None:
+            tasks = [asyncio.ensure_future(work()) for _ in range(3)]
+            await until(lambda: somebody_waits(manager, "a"))
+            assert len(tasks) == 3
+
+        loop.run_until_complete(start())
+        loop.close()
+        gone = weakref.ref(loop)
+        del loop
+        gc.collect()
+        assert gone() is None
+
+        async def is_free_again() -> None:
+            async with asyncio.timeout(LIMIT):
+                await until(lambda: is_free(manager, "a"))
+
+        asyncio.run(is_free_again())
+    asyncio.run(manager.close())
+
+
+def test_a_callback_may_refer_to_its_lease_in_a_loop_that_goes_on(run: Run) -> None:
+    async def main() -> None:
+        async with lease.AsyncManager("memory:") as manager:
+            held = await manager.acquire("a")
+            held.on_lost(lambda reason, held=held: print(held))  # type: ignore[misc]
+            del held
+            gc.collect()
+            await until(lambda: is_free(manager, "a"))
+
+    run(main())
 
 
 def test_a_descriptor_for_other_loops(run: Run) -> None:

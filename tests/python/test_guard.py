@@ -43,6 +43,24 @@ def test_methods_defaults_and_braces() -> None:
     assert Shard().work() == ["shard:7:{3}"] and Shard().work(4) == ["shard:7:{4}"]
 
 
+def test_the_lease_is_passed_wherever_it_belongs() -> None:
+    @MANAGER.guard("pass:{day}", pass_as="held")
+    def first(held: Any, day: str, *more: str, last: int = 0) -> tuple[Any, ...]:
+        return held.name, day, more, last
+
+    assert first("monday") == ("pass:monday", "monday", (), 0)
+    assert first("monday", "x", last=1) == ("pass:monday", "monday", ("x",), 1)
+
+    @MANAGER.guard("pass", pass_as="held")
+    def any_words(**words: Any) -> list[str]:
+        return sorted(words)
+
+    assert any_words(a=1) == ["a", "held"]
+    with pytest.raises(TypeError):
+        first()
+    assert MANAGER.list("pass") == []
+
+
 def test_a_name_without_fields_is_itself() -> None:
     @MANAGER.guard("plain {{}}", ttl=15)
     def work(*args: int) -> tuple[list[str], float]:

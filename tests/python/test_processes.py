@@ -20,6 +20,7 @@ import pytest
 import lease
 from conftest import LIMIT, finish, in_thread, python, start, waits
 from lease import EndReason
+from lease.testing import CutStore
 
 
 def child(body: Callable[[], object]) -> None:
@@ -109,6 +110,62 @@ def test_a_relative_path_is_the_same_file_in_a_child_and_elsewhere(tmp_path: Pat
             elsewhere()
             monkeypatch.chdir(tmp_path / "one")
     assert list((tmp_path / "two").iterdir()) == []
+
+
+def test_a_fence_of_a_child_is_its_own() -> None:
+    """Writers of its parent's are not in it."""
+    fence = lease.Fence()
+    with fence.admit("a", 7):
+
+        def in_child() -> None:
+            with fence.admit("a", 8):
+                pass
+            with pytest.raises(lease.LeaseLost):
+                fence.admit("a", 7)
+
+        child(in_child)
+        with fence.admit("a", 7):
+            pass
+
+
+def test_a_child_that_ends_while_its_parent_waits_or_ends(file_url: str) -> None:
+    """What the parent has of its waits, and of its own end, is none of the child's."""
+    for _ in range(5):
+        python(
+            """
+            import logging, os, signal, sys, threading, lease
+            logging.getLogger("lease").setLevel(logging.ERROR)
+            manager = lease.Manager(sys.argv[1])
+            held = manager.acquire("nightly", ttl=600)
+            threading.Thread(target=lambda: manager.acquire("nightly", ttl=600), daemon=True).start()
+            while not manager.inspect("nightly").waiting:
+                pass
+            pid = os.fork()
+            signal.alarm(60)
+            if pid == 0:
+                with manager.acquire("child"):
+                    sys.exit()
+            assert os.waitpid(pid, 0)[1] == 0
+            def late():
+                if os.fork() == 0:
+                    signal.alarm(60)
+                    manager.inspect("nightly")
+                    os._exit(0)
+                assert os.wait()[1] == 0
+            ended = threading.Event()
+            def fork_late():
+                lease._at_exit()  # as the main thread calls it at the end
+                ended.set()
+            threading.Thread(target=fork_late).start()
+            assert ended.wait(60)
+            late()
+            os._exit(0)
+            """,
+            file_url,
+        )
+        with lease.Manager(file_url) as manager:
+            for record in manager.list():
+                manager.break_lease(record.name, record.token)
 
 
 def test_a_closed_manager_stays_closed_in_a_child(file_url: str) -> None:
@@ -239,6 +296,27 @@ def test_ctrl_c_ends_every_blocking_call_within_100_ms(call: str) -> None:
     said, errors, status = finish(process)
     assert (said, status) == ("no waiter is left\n", 0), errors
     assert min(took) < 100, took
+
+
+def test_what_a_handler_raises_is_not_the_releases() -> None:
+    """Neither noted nor logged: it is raised."""
+
+    class Alarm(Exception):
+        reason = None
+
+    def ring(*_: object) -> None:
+        raise Alarm("rings")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    store = CutStore()
+    try:
+        with pytest.raises(Alarm), store.manager(ttl=60).acquire("nightly"):
+            store.cut()
+            signal.setitimer(signal.ITIMER_REAL, 0.05)  # during the release, which takes 5 s
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        store.mend()
 
 
 def test_a_handler_that_returns_does_not_end_the_wait() -> None:

@@ -174,6 +174,38 @@ def test_releasing_twice_is_harmless(manager: lease.Manager) -> None:
     held.release()
 
 
+def test_a_lease_that_is_dropped_while_an_exception_passes(caplog: pytest.LogCaptureFixture) -> None:
+    """Its end is logged by Python code, which must not run with an exception set."""
+    caplog.set_level(logging.DEBUG, "lease")
+    with lease.Manager("memory:") as manager, manager.acquire("busy"):
+        for _ in range(20):
+            with pytest.raises(lease.AcquireTimeout):
+                [manager.acquire("a"), manager.acquire("busy", timeout=0)]
+            with pytest.raises(ZeroDivisionError):
+                print(manager.acquire("a"), 1 / 0)
+            with pytest.raises(TypeError, match="must be callable"):
+                manager.acquire("a", timeout=LIMIT).on_lost(5)  # type: ignore[arg-type]
+        assert manager.acquire("a", timeout=LIMIT).token > 20
+    assert sum(record.getMessage().startswith("ended ") for record in caplog.records) > 60
+
+
+def test_a_callback_may_refer_to_its_lease(manager: lease.Manager) -> None:
+    """And the lease is released all the same when it is dropped."""
+
+    class Worker:
+        def __init__(self) -> None:
+            self.held = manager.acquire("nightly", timeout=LIMIT)
+            self.held.on_lost(self.stop)
+            self.held.on_lost(lambda reason: print(self.held))
+
+        def stop(self, reason: lease.EndReason) -> None: ...
+
+    for _ in range(5):
+        worker = weakref.ref(Worker())
+        gc.collect()
+        assert worker() is None
+
+
 def test_a_lease_that_is_dropped_is_released(manager: lease.Manager) -> None:
     held = manager.acquire("nightly")
     token = held.token

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Generator
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from lease import _guard
 from lease._errors import LeaseError, WrongType, WrongUse
@@ -23,14 +23,16 @@ R = TypeVar("R")
 __all__ = ["AsyncAcquire", "AsyncCancelled", "AsyncLease", "AsyncManager", "AsyncWatch"]
 
 _logger = logging.getLogger("lease")
-_mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox] = WeakKeyDictionary()
+_mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, ref[Mailbox]] = WeakKeyDictionary()
+"""Where to find a loop's own. Only the loop keeps it, by its reader: so both, and what waits in it, can go together."""
 
 
 def _mailbox(loop: asyncio.AbstractEventLoop) -> Mailbox:
-    """The loop's own. It lives as long as the loop, which holds its descriptor."""
-    mailbox = _mailboxes.get(loop)
+    known = _mailboxes.get(loop)
+    mailbox = None if known is None else known()
     if mailbox is None:
-        mailbox = _mailboxes[loop] = Mailbox()
+        mailbox = Mailbox()
+        _mailboxes[loop] = ref(mailbox)
         loop.add_reader(mailbox.fileno(), mailbox.run)
     return mailbox
 
@@ -56,13 +58,13 @@ class _Told:
     registered it, never within that call, and what it raises goes to the loop's exception handler."""
 
     def __init__(self, pending: Pending, tell: Callable[[Any], object]) -> None:
-        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        context = contextvars.copy_context()
         self._handle: asyncio.Handle | None = None
 
         def done() -> None:
-            self._handle = loop.call_soon(lambda: tell(pending.take()), context=context)
+            self._handle = asyncio.get_running_loop().call_soon(lambda: tell(pending.take()), context=context)
 
-        self._mailbox = _mailbox(loop)
+        self._mailbox = _mailbox(asyncio.get_running_loop())
         self._key = self._mailbox.add(pending, done)
 
     def leave(self) -> None:
@@ -127,6 +129,13 @@ class AsyncLease(BaseLease):
         self._cancelling = 0
         self._lost = False
         self._loss: _Told | None = None
+        self._callbacks: list[Callable[[EndReason], object]] = []
+
+    def _is_here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
 
     def _here(self, operation: str) -> None:
         if asyncio.get_running_loop() is not self._loop:
@@ -167,7 +176,16 @@ class AsyncLease(BaseLease):
         release. Any number of callbacks, each once."""
         self._here("on_lost")
         _check_callback(callback, "callback")
-        _Told(self._ended(), lambda reason: callback(reason) if reason.is_loss else None)
+        # Kept by the lease, and not by the loop: a callback may refer to its lease.
+        number, itself = len(self._callbacks), ref(self)
+        self._callbacks.append(callback)
+
+        def tell(reason: EndReason) -> None:
+            held = itself()
+            if held is not None and reason.is_loss:
+                held._callbacks[number](reason)
+
+        _Told(self._ended(), tell)
 
     async def __aenter__(self) -> Self:
         self._here("async with")
@@ -197,6 +215,10 @@ class AsyncLease(BaseLease):
         if self._loss is not None:
             # Nothing to tell any more: so a release wakes no loop.
             self._loss.leave()
+        if kind is GeneratorExit or not self._is_here():
+            # Nothing can be awaited any more: the loop is gone, or the coroutine is being closed.
+            self._abandon()
+            return
         mine = False
         if self._lost and task is not None:
             # Nobody else has cancelled the task: the cancellation ends here.

@@ -35,8 +35,20 @@ class _Names:
             if not first.isidentifier() or not (first in parameters or takes_any):
                 raise InvalidArgument(f"name {template!r}: {self.called} has no parameter {first!r} to fill in")
         self.template = template
+        self.pass_as = pass_as
+        self.full = signature
         self.signature = signature.replace(parameters=list(parameters.values()))
         self.fields = fields
+
+    def with_lease(self, args: tuple[Any, ...], kwargs: dict[str, Any], held: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call, with the lease where it belongs among them."""
+        if self.pass_as is None:
+            return args, kwargs
+        given = {**self.signature.bind(*args, **kwargs).arguments, self.pass_as: held}
+        bound = inspect.BoundArguments(self.full, {name: given[name] for name in self.full.parameters if name in given})
+        if self.pass_as not in self.full.parameters:
+            return bound.args, {**bound.kwargs, self.pass_as: held}
+        return bound.args, bound.kwargs
 
     def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         if not self.fields:
@@ -98,7 +110,8 @@ def guard(
                         return None
                     raise
                 async with held:
-                    return await function(*args, **({**kwargs, pass_as: held} if pass_as else kwargs))
+                    args, kwargs = names.with_lease(args, kwargs, held)
+                    return await function(*args, **kwargs)
 
             guarded = guarded_async
         else:
@@ -112,7 +125,8 @@ def guard(
                         return None
                     raise
                 with held:
-                    result = function(*args, **({**kwargs, pass_as: held} if pass_as else kwargs))
+                    args, kwargs = names.with_lease(args, kwargs, held)
+                    result = function(*args, **kwargs)
                     if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
                         # Its body runs when the lease is released.
                         if inspect.iscoroutine(result):

@@ -351,6 +351,7 @@ class BaseLease:
     def _confirm(self) -> Pending: ...
     def _release(self) -> Pending: ...
     def _ended(self) -> Pending: ...
+    def _abandon(self) -> None: ...
     def _settle(self, error: BaseException, exception: BaseException | None) -> None: ...
 
 @final
@@ -409,8 +410,8 @@ class Lease(BaseLease):
         """Calls back with the reason if the lease is lost, also when it was lost before. Never for your own release.
 
         Any number of callbacks, each once, on a thread of the library where it may call the library: a slow one delays others
-        of its manager, and no heartbeat. ``sys.exit`` ends nothing there. One that refers to the lease keeps it. Raises ``LimitExceeded`` when that thread cannot
-        be started.
+        of its manager, and no heartbeat; one that never returns delays the end of the program by 5 s, and may abort it then.
+        ``sys.exit`` ends nothing there. Dropped with the lease. Raises ``LimitExceeded`` when that thread cannot be started.
 
         >>> import lease
         >>> held = lease.Manager("memory:").acquire("nightly")
@@ -471,7 +472,7 @@ class Watch(BaseWatch, Iterator[Record | None]):
 class Fence:
     """Guards a resource of this process against stale holders: check *and* act.
 
-    It lives in one process and forgets when that ends: the durable form is a condition in the write's own transaction,
+    It lives in one process and forgets when that ends, and a child of a fork begins with an empty one: the durable form is a condition in the write's own transaction,
     ``... WHERE fence <= :token``.
 
     >>> import lease
