@@ -72,8 +72,8 @@ ASYNC: Any = lease.AsyncManager("memory:")
         (lambda: MANAGER.break_lease("a", "1"), TypeError, "token must be an int"),
         (lambda: MANAGER.break_lease("a", 1.0), TypeError, "token must be an int"),
         (lambda: MANAGER.break_lease("a", True), TypeError, "not bool"),
-        (lambda: MANAGER.break_lease("a", 0), ValueError, "0 is no token"),
-        (lambda: MANAGER.break_lease("a", 2**63), ValueError, "no token"),
+        (lambda: MANAGER.break_lease("a", 0), ValueError, "token is out of range"),
+        (lambda: MANAGER.break_lease("a", 2**63), ValueError, "token is out of range"),
         (lambda: lease.Manager("jobs.db"), ValueError, "no scheme"),
         (lambda: lease.Manager("sqlit:jobs.db"), ValueError, 'did you mean "sqlite"'),
         (lambda: lease.Manager("memory:?tll=3s"), ValueError, 'did you mean "ttl"'),
@@ -92,7 +92,7 @@ ASYNC: Any = lease.AsyncManager("memory:")
         (lambda: HELD.cancelled.wait("1"), TypeError, "timeout must be"),
         (lambda: MANAGER.watch("a").next(timeout=-1), ValueError, "timeout is -1"),
         (lambda: lease.Lease(7), TypeError, "get one from acquire"),
-        (lambda: lease.Fence().admit("a", 0), ValueError, "0 is no token"),
+        (lambda: lease.Fence().admit("a", 0), ValueError, "token is out of range"),
         (lambda: lease.Fence().admit("", 1), ValueError, "1 to 512"),
         (lambda: lease.Fence().admit(7, 1), TypeError, "name must be"),
     ],
@@ -148,7 +148,7 @@ async def wait_async(timeout: Any) -> bool:
         (lambda: wait_async(-1), ValueError, "timeout is -1"),
         (lambda: wait_async("1"), TypeError, "timeout must be"),
         (lambda: ASYNC.list(7), TypeError, "prefix must be"),
-        (lambda: ASYNC.break_lease("a", 0), ValueError, "0 is no token"),
+        (lambda: ASYNC.break_lease("a", 0), ValueError, "token is out of range"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused_in_asyncio(call: Callable[[], Any], type: Any, says: str) -> None:
