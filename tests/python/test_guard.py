@@ -80,10 +80,15 @@ def test_who_is_busy_is_raised_or_skipped() -> None:
         return "ran"
 
     assert strict() == lax() == "ran"
+    @MANAGER.guard("busy", if_busy="skip")
+    def at_once() -> str:
+        return "ran"
+
     with MANAGER.acquire("busy"):
         with pytest.raises(lease.AcquireTimeout):
             strict()
-        assert lax() is None
+        assert lax() is None and at_once() is None
+    assert at_once() == "ran"
     assert lax() == "ran"
 
 
@@ -173,7 +178,6 @@ async def async_generator(day: str) -> Any:
         (lambda: MANAGER.guard("a")(lambda day: generator(day))("x"), TypeError, "runs after the call"),
         (lambda: MANAGER.guard("a:{b}")(lambda **words: None)(c=1), ValueError, "gives no 'b'"),
         (lambda: MANAGER.guard("a:{b}")(functools.partial(plain, "x")), ValueError, "no parameter 'b'"),
-        (lambda: MANAGER.guard("a", if_busy="skip"), ValueError, "give timeout=0"),
         (lambda: MANAGER.guard("a", timeout=None, if_busy="skip"), ValueError, "give timeout=0"),
         (lambda: ASYNC.guard("a")(plain), TypeError, "lease.Manager"),
         (lambda: MANAGER.guard("a")(generator), TypeError, "generator"),

@@ -84,8 +84,8 @@ def guard(
     if if_busy not in ("raise", "skip"):
         raise InvalidArgument(f"if_busy={if_busy!r}: give 'raise', or 'skip' to return None when somebody else holds the name")
 
-    if if_busy == "skip" and options.get("timeout") is None:
-        raise InvalidArgument("if_busy='skip' without a timeout would wait for ever: give timeout=0 for one attempt")
+    if if_busy == "skip" and options.setdefault("timeout", 0) is None:
+        raise InvalidArgument("if_busy='skip' with timeout=None would wait for ever: give timeout=0 for one attempt")
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(function):

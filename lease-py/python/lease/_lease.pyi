@@ -223,8 +223,8 @@ class Manager(BaseManager):
         """A decorator: each call of the function holds the name.
 
         ``{parameter}`` in the name is filled in from the call's arguments; a brace is written twice. ``if_busy="skip"`` returns
-        ``None`` when the timeout ends before the name is yours, in place of ``AcquireTimeout``; it needs a timeout, and 0 is one
-        attempt. ``pass_as`` names a parameter
+        ``None`` when the timeout ends before the name is yours, in place of ``AcquireTimeout``; where no timeout is given it makes
+        one attempt. ``pass_as`` names a parameter
         that gets the lease, whose token the work may need. The other options are those of ``acquire``.
 
         The function is not interrupted by a loss: let it call ``check``. If the lease was lost by its end, ``LeaseLost`` is raised.
