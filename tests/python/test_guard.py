@@ -80,6 +80,7 @@ def test_who_is_busy_is_raised_or_skipped() -> None:
         return "ran"
 
     assert strict() == lax() == "ran"
+
     @MANAGER.guard("busy", if_busy="skip")
     def at_once() -> str:
         return "ran"
