@@ -26,7 +26,7 @@ pub(crate) fn is_whole() -> bool {
 }
 
 #[cfg(feature = "atfork")]
-pub use handlers::{count, is_noticed};
+pub use handlers::{count, is_noticed, undisturbed};
 
 #[cfg(feature = "atfork")]
 #[allow(unsafe_code, reason = "pthread_atfork, which nothing safe offers")]
@@ -79,6 +79,12 @@ mod handlers {
     /// to a parent.
     pub fn count() -> u32 {
         COUNT.load(Ordering::Relaxed)
+    }
+
+    /// Keeps a fork waiting meanwhile: for what a child would inherit half done. The work waits for nothing, and is no user code.
+    pub fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
+        let _still = super::keep_waiting();
+        work()
     }
 
     /// Whether a fork would be counted.

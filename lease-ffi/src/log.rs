@@ -5,6 +5,7 @@ use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, RwLock};
 use std::time::Duration;
 
+use lease_core::fork::undisturbed;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
@@ -122,7 +123,8 @@ pub extern "C" fn lease_set_log(
         }
         if log.is_some() {
             // Ours alone: the library has a tracing of its own.
-            SUBSCRIBE.call_once(|| drop(tracing::subscriber::set_global_default(Lines)));
+            // A child that is forked in the midst of it would wait for a thread that it does not have.
+            undisturbed(|| SUBSCRIBE.call_once(|| drop(tracing::subscriber::set_global_default(Lines))));
         }
         None
     });
