@@ -1,10 +1,9 @@
 //! Errors of the core as exceptions, which are Python's own classes: `_errors.py`.
 
 use lease_core::{Error, ErrorKind};
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyType};
+use pyo3::types::PyDict;
 
 use crate::values::reason;
 
@@ -120,6 +119,7 @@ pub(crate) fn is_ours(py: Python<'_>, error: &PyErr) -> bool {
 /// Whether an exception is the loss of that very lease.
 pub(crate) fn is_loss_of(py: Python<'_>, exception: &Bound<'_, PyAny>, name: &str, token: i64) -> PyResult<bool> {
     let lost = classes(py)?.getattr("LeaseLost")?;
-    let lost = lost.cast::<PyType>().map_err(|_| PyRuntimeError::new_err("lease._errors is not whole"))?;
-    Ok(exception.is_instance(lost)? && exception.getattr("name")?.eq(name)? && exception.getattr("token")?.eq(token)?)
+    Ok(exception.is_instance(&lost)?
+        && exception.getattr("name")?.eq(name)?
+        && exception.getattr("token")?.eq(token)?)
 }

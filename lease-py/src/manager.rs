@@ -465,7 +465,7 @@ impl Manager {
         name: &Bound<'py, PyAny>,
         options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        slf.py().import("lease._guard")?.getattr("guard")?.call((slf, name), options)
+        slf.py().import("lease._guard")?.getattr("guard")?.call((slf, false, name), options)
     }
 
     fn __enter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {

@@ -190,6 +190,7 @@ async def async_generator(day: str) -> Any:
         (lambda: MANAGER.guard("a:{day")(plain), ValueError, "no template"),
         (lambda: MANAGER.guard("a", pass_as="held")(plain), ValueError, "no such parameter"),
         (lambda: MANAGER.guard("a", if_busy="wait"), ValueError, "give 'raise', or 'skip'"),
+        (lambda: MANAGER.guard("a", is_async=True), TypeError, "unknown keyword 'is_async'"),
         (lambda: MANAGER.guard("a", timout=1), TypeError, "unknown keyword 'timout'"),
         (lambda: MANAGER.guard("a", ttl=-1)(plain)("x"), ValueError, "ttl is -1"),
     ],

@@ -415,7 +415,7 @@ class AsyncManager(BaseManager):
         >>> asyncio.run(report("monday"))
         'report of monday'
         """
-        return _guard.guard(self, name, if_busy=if_busy, pass_as=pass_as, is_async=True, **options)
+        return _guard.guard(self, True, name, if_busy=if_busy, pass_as=pass_as, **options)
 
     async def __aenter__(self) -> Self:
         self._enter()

@@ -13,11 +13,15 @@ from lease._errors import AcquireTimeout, InvalidArgument, WrongType
 _OPTIONS = frozenset({"ttl", "timeout", "owner"})
 
 
+def _called(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", repr(function))
+
+
 class _Names:
     """The name of each call: a template with the arguments filled in."""
 
     def __init__(self, template: str, function: Callable[..., Any], pass_as: str | None) -> None:
-        self.called = getattr(function, "__qualname__", repr(function))
+        self.called = _called(function)
         try:
             signature = inspect.signature(function)
         except ValueError:
@@ -69,11 +73,12 @@ class _Names:
 
 def guard(
     manager: Any,
+    is_async: bool,
     name: str,
+    /,
     *,
     if_busy: str = "raise",
     pass_as: str | None = None,
-    is_async: bool = False,
     **options: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     if not isinstance(name, str):
@@ -90,7 +95,7 @@ def guard(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(function):
             raise WrongType(f"guard decorates a function, not {type(function).__name__}: write @manager.guard(name)")
-        called = getattr(function, "__qualname__", repr(function))
+        called = _called(function)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise WrongType(f"{called} is a generator, whose body runs after the call: acquire the lease in its body")
         if inspect.iscoroutinefunction(function) != is_async:
