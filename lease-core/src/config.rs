@@ -20,7 +20,8 @@ pub(crate) const MAX_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) const MAX_OWNER: usize = 1024;
 
 /// The option keys: the same words in URLs, `LEASE_*` variables and every language.
-const KEYS: &[&str] = &["ttl", "timeout", "owner", "request_timeout"];
+const KEYS: &[&str] =
+    &["ttl", "timeout", "owner", "request_timeout", "user", "password", "ca", "cert", "key", "server_name"];
 
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -28,6 +29,41 @@ pub(crate) struct Config {
     pub(crate) timeout: Option<Duration>,
     pub(crate) owner: Arc<str>,
     pub(crate) request_timeout: Duration,
+    pub(crate) access: Access,
+}
+
+/// How a store that asks for it lets one in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Access {
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<Secret>,
+    /// Paths of files in PEM: who vouches for the server, who this client is, and its private key.
+    pub(crate) ca: Option<String>,
+    pub(crate) cert: Option<String>,
+    pub(crate) key: Option<String>,
+    /// The name in the server's certificate, if it is not the host's.
+    pub(crate) server_name: Option<String>,
+}
+
+/// What no log, error or `Debug` shows.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(Arc<str>);
+
+impl Secret {
+    pub(crate) fn new(secret: impl Into<Arc<str>>) -> Self {
+        Self(secret.into())
+    }
+
+    #[cfg(feature = "etcd")]
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
 }
 
 impl Default for Config {
@@ -37,6 +73,7 @@ impl Default for Config {
             timeout: None,
             owner: default_owner(),
             request_timeout: Duration::from_secs(3),
+            access: Access::default(),
         }
     }
 }
@@ -58,9 +95,25 @@ impl Config {
                 Self::check_owner(value)?;
                 self.owner = value.into();
             }
+            "user" => self.access.user = Some(value.into()),
+            "password" => self.access.password = Some(Secret::new(value)),
+            "ca" => self.access.ca = Some(value.into()),
+            "cert" => self.access.cert = Some(value.into()),
+            "key" => self.access.key = Some(value.into()),
+            "server_name" => self.access.server_name = Some(value.into()),
             _ => return Err(unknown("option", key, KEYS)),
         }
         Ok(())
+    }
+
+    /// What a URL alone says.
+    #[cfg(feature = "etcd")]
+    pub(crate) fn of_url(url: &str) -> Result<(Self, Url)> {
+        let (mut config, url) = (Self::default(), Url::parse(url)?);
+        for (key, value) in &url.options {
+            config.set(key, value)?;
+        }
+        Ok((config, url))
     }
 
     pub(crate) fn check_owner(owner: &str) -> Result<()> {
@@ -89,25 +142,36 @@ fn duration(key: &str, value: &str) -> Result<Duration> {
 }
 
 pub(crate) fn unknown(what: &str, word: &str, known: &[&str]) -> Error {
-    let near = known.iter().map(|known| (strsim::jaro(word, known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
+    // Small letters and capitals are alike: one is written for the other.
+    let likeness = |known: &str| strsim::jaro(&word.to_lowercase(), &known.to_lowercase());
+    let near = known.iter().map(|known| (likeness(known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
     // A guess that is far off is worse than none.
     let near = near.filter(|(similarity, _)| *similarity > 0.7);
     let near = near.map_or_else(|| ".".into(), |(_, known)| format!("; did you mean {known:?}?"));
     Error::invalid(format!("unknown {what} {word:?}{near} Known: {}", known.join(", ")))
 }
 
-/// A store's URL taken apart: `scheme:rest?key=value&…`, all parts percent-decoded.
-#[derive(Debug, PartialEq, Eq)]
-struct Url {
-    scheme: String,
-    rest: String,
+/// A store's URL taken apart: `scheme:rest?key=value&…`, all parts percent-decoded but `raw`.
+#[derive(PartialEq, Eq)]
+pub(crate) struct Url {
+    pub(crate) scheme: String,
+    pub(crate) rest: String,
+    /// The rest before it was decoded, for stores to which an escaped letter is not the letter.
+    pub(crate) raw: String,
     options: Vec<(String, String)>,
+}
+
+impl fmt::Debug for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // All else may be, or hold, a password.
+        f.debug_struct("Url").field("scheme", &self.scheme).finish_non_exhaustive()
+    }
 }
 
 impl Url {
     fn parse(url: &str) -> Result<Self> {
         let Some((scheme, rest)) = url.split_once(':') else {
-            let example = "such as memory: or sqlite:jobs.db";
+            let example = "such as sqlite:jobs.db or etcd://h1,h2,h3";
             return Err(Error::invalid(format!("the URL has no scheme: write SCHEME:PLACE, {example}")));
         };
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -129,11 +193,11 @@ impl Url {
                 return Err(Error::invalid(format!("the URL gives option {key:?} twice")));
             }
         }
-        Ok(Self { scheme: scheme.to_ascii_lowercase(), rest: decode(rest)?, options })
+        Ok(Self { scheme: scheme.to_ascii_lowercase(), rest: decode(rest)?, raw: rest.into(), options })
     }
 }
 
-fn decode(part: &str) -> Result<String> {
+pub(crate) fn decode(part: &str) -> Result<String> {
     let escaped = |rest: &str| rest.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
     if !part.split('%').skip(1).all(escaped) {
         return Err(Error::invalid("'%' in the URL without two hexadecimal digits after it: for a '%' write %25"));
@@ -286,7 +350,7 @@ impl Builder {
         let store = match (self.store, url) {
             (Some(_), Some(_)) => return Err(Error::invalid("there is a store and a URL: give one of them")),
             (Some(store), None) => store,
-            (None, Some(url)) => stores::open(&url.scheme, &url.rest, &env)?,
+            (None, Some(url)) => stores::open(&url, &config, &env)?,
             (None, None) => {
                 return Err(Error::invalid("no URL: give one, such as sqlite:jobs.db, or set LEASE_URL"));
             }
@@ -307,8 +371,9 @@ impl Builder {
                     set.map_err(|error| Error::invalid(format!("variable {variable}: {}", error.message())))?;
                 }
                 Some(_) => {
-                    let known = ["LEASE_URL", "LEASE_TTL", "LEASE_TIMEOUT", "LEASE_OWNER", "LEASE_REQUEST_TIMEOUT"];
-                    let error = unknown("variable", &variable, &known);
+                    let known = KEYS.iter().map(|key| format!("LEASE_{}", key.to_ascii_uppercase()));
+                    let known: Vec<String> = std::iter::once("LEASE_URL".into()).chain(known).collect();
+                    let error = unknown("variable", &variable, &known.iter().map(String::as_str).collect::<Vec<_>>());
                     return Err(Error::invalid(format!("{}: the prefix LEASE_ is this library's", error.message())));
                 }
             }
@@ -360,7 +425,7 @@ mod tests {
         let here = std::env::current_dir().unwrap();
         let path = |url: &str| Url::parse(&Builder::absolute(url).unwrap()).unwrap();
         for url in ["SQLite:jobs%20x.db?ttl=3s", "sqlite:./jobs%20x.db?ttl=3s"] {
-            let Url { scheme, rest, options } = path(url);
+            let Url { scheme, rest, options, .. } = path(url);
             assert_eq!((&*scheme, options.len()), ("sqlite", 1));
             assert_eq!(
                 std::path::Path::new(&rest).components().collect::<std::path::PathBuf>(),

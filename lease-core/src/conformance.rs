@@ -50,7 +50,7 @@ use futures_lite::future::{yield_now, zip};
 
 use crate::clock::Moment;
 use crate::error::{ErrorKind, Result};
-use crate::runtime::{Environment, until};
+use crate::runtime::{Environment, together, until};
 use crate::store::{Ahead, Claim, ClaimId, Departure, Name, Place, Record, Renewal, Standing, Store, Token};
 
 /// How the suite reaches a store.
@@ -80,17 +80,22 @@ pub trait Harness: Send + Sync {
 pub type Clause = for<'a> fn(&'a dyn Harness) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 /// Makes a `#[test]` of every clause, each calling `run(clause)`. For a store that is `volatile`, those about a restart
-/// are shown as ignored.
+/// are shown as ignored. `conformance_tests!(clauses)` is a `Vec` of the names and clauses, for test harnesses of one's own.
 #[macro_export]
 macro_rules! conformance_tests {
     (durable, $run:expr) => {
-        $crate::conformance_tests! { @clauses $run, cfg(all()) }
+        $crate::conformance_tests! { @clauses tests $run, cfg(all()) }
     };
     (volatile, $run:expr) => {
-        $crate::conformance_tests! { @clauses $run, ignore = "the store is volatile" }
+        $crate::conformance_tests! { @clauses tests $run, ignore = "the store is volatile" }
     };
-    (@clauses $run:expr, $when_durable:meta) => {
-        $crate::conformance_tests! { @tests $run, cfg(all()),
+    (clauses) => {{
+        let mut clauses: ::std::vec::Vec<(&'static str, $crate::conformance::Clause)> = ::std::vec::Vec::new();
+        $crate::conformance_tests! { @clauses list clauses, cfg(all()) }
+        clauses
+    }};
+    (@clauses $how:ident $run:expr, $when_durable:meta) => {
+        $crate::conformance_tests! { @$how $run, cfg(all()),
             s1_exclusion
             s1_evicted_waiter_is_no_second_head
             s1_busy_writes_nothing
@@ -128,10 +133,15 @@ macro_rules! conformance_tests {
             s12_names_never_meet
             s12_list_takes_any_prefix
         }
-        $crate::conformance_tests! { @tests $run, $when_durable,
+        $crate::conformance_tests! { @$how $run, $when_durable,
             s2_tokens_increase_across_a_restart
             s6_restart_passes_over_nobody
         }
+    };
+    (@list $clauses:expr, $attribute:meta, $($clause:ident)*) => {
+        $($clauses.push((stringify!($clause), |harness| {
+            ::std::boxed::Box::pin($crate::conformance::$clause(harness))
+        }));)*
     };
     (@tests $run:expr, $attribute:meta, $($clause:ident)*) => {
         $(
@@ -260,7 +270,7 @@ pub async fn s2_tokens_increase_across_release_expiry_and_eviction(harness: &dyn
         highest = place.token.get();
         match round % 3 {
             0 => drop(party.leave(&claim).await),
-            1 => party.env.sleep_until(held + claim.ttl + party.store.limits().slack).await,
+            1 => party.env.sleep_until(held + party.store.gone_after(claim.ttl)).await,
             _ => assert!(party.evict(&name, place.token).await, "S2: the holder was there to be evicted"),
         }
     }
@@ -305,7 +315,7 @@ pub async fn s2_nothing_remains_of_an_empty_line(harness: &dyn Harness) {
                 }
                 b.evict(&name, place.token).await;
             }
-            _ => a.env.sleep_until(both_in + harness.ttl() + a.store.limits().slack).await,
+            _ => a.env.sleep_until(both_in + a.store.gone_after(harness.ttl())).await,
         }
         assert_eq!(a.inspect(&name).await, None, "S2: inspect shows what is gone");
         assert_eq!(b.list(&name).await, [], "S2: list shows what is gone");
@@ -927,7 +937,7 @@ pub async fn s9_claim_that_expired_in_the_line_has_no_second_life(harness: &dyn 
     let (holder, waiter) = (a.claim(&name, LONG), b.claim(&name, harness.ttl()));
     a.hold(&holder).await;
     b.queue(&waiter).await;
-    b.env.sleep_until(b.env.now() + harness.ttl() + b.store.limits().slack).await;
+    b.env.sleep_until(b.env.now() + b.store.gone_after(harness.ttl())).await;
     // It may enter anew or be told that it is lost.
     drop(b.store.claim(b.env.now(), &waiter).await.expect("S9: an answer"));
     b.leave(&waiter).await;
@@ -1291,19 +1301,4 @@ async fn unless_slow(attempt: impl AsyncFn() -> bool) {
         }
     }
     panic!("the machine was too slow {ATTEMPTS} times: give the harness a longer ttl");
-}
-
-/// Runs all at once; the results in the order given.
-async fn together<F: Future>(work: impl Iterator<Item = F>) -> Vec<F::Output> {
-    let mut work: Vec<_> = work.map(|one| (Some(Box::pin(one)), None)).collect();
-    poll_fn(|cx| {
-        for (one, result) in &mut work {
-            if let Some(Poll::Ready(output)) = one.as_mut().map(|one| one.as_mut().poll(cx)) {
-                (*one, *result) = (None, Some(output));
-            }
-        }
-        if work.iter().all(|(one, _)| one.is_none()) { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    work.into_iter().filter_map(|(_, result)| result).collect()
 }

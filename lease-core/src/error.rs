@@ -209,10 +209,10 @@ impl Error {
         self
     }
 
-    /// The same with the file that it is about.
-    #[cfg(feature = "sqlite")]
-    pub(crate) fn with_file(mut self, file: &std::path::Path) -> Self {
-        self.0.message = format!("{}: {}", file.display(), self.0.message);
+    /// The same with the file or the server that it is about.
+    #[cfg(any(feature = "sqlite", feature = "etcd"))]
+    pub(crate) fn at(mut self, place: impl fmt::Display) -> Self {
+        self.0.message = format!("{place}: {}", self.0.message);
         self
     }
 

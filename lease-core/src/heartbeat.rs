@@ -312,6 +312,7 @@ impl Heartbeat {
 
     /// The loop: runs on the library's thread until [`stop`](Self::stop).
     pub(crate) async fn drive(self: Arc<Self>) {
+        let mut gone = self.store.gone();
         loop {
             let now = self.env.now();
             let (due, late, next) = {
@@ -332,7 +333,25 @@ impl Heartbeat {
                     this.attempt(now, &batch).await;
                 }));
             }
-            or(self.env.sleep_until(next), self.wake.notified()).await;
+            let woken = async {
+                or(self.env.sleep_until(next), self.wake.notified()).await;
+                None
+            };
+            if let Some(id) = or(woken, async { Some(gone.as_mut().await) }).await {
+                gone = self.store.gone();
+                self.suspect(id);
+            }
+        }
+    }
+
+    /// The store has heard that the claim may be gone: its renewal tells.
+    fn suspect(self: &Arc<Self>, id: ClaimId) {
+        let pulse = lock(&self.schedule).entries.get(&id).map(|(pulse, ..)| pulse.clone());
+        if let Some(pulse) = pulse {
+            let this = self.clone();
+            self.env.spawn(Box::pin(async move {
+                this.attempt(this.env.now(), std::slice::from_ref(&pulse)).await;
+            }));
         }
     }
 }

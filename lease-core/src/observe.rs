@@ -94,6 +94,12 @@ pub(crate) fn retrying(env: &dyn Environment, name: &Name, error: &Error) {
     env.log(Box::new(move || tracing::warn!(?name, %error, "the store does not answer; acquire keeps trying")));
 }
 
+/// What who runs the store should know.
+#[cfg(feature = "etcd")]
+pub(crate) fn operator(env: &dyn Environment, message: String) {
+    env.log(Box::new(move || tracing::warn!("{message}")));
+}
+
 /// Somebody has waited for long.
 pub(crate) fn waiting(env: &dyn Environment, waiting: &Waiting) {
     let Waiting { name, holder, place } = waiting.clone();

@@ -118,6 +118,22 @@ pub(crate) async fn see_through<T: Send + 'static>(
     rx.await.unwrap_or_else(|_| Err(Error::dropped()))
 }
 
+/// Runs all at once; the results in the order given.
+#[cfg(any(feature = "conformance", feature = "etcd"))]
+pub(crate) async fn together<F: Future>(work: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut work: Vec<_> = work.map(|one| (Some(Box::pin(one)), None)).collect();
+    std::future::poll_fn(|cx| {
+        for (one, result) in &mut work {
+            if let Some(Poll::Ready(output)) = one.as_mut().map(|one| one.as_mut().poll(cx)) {
+                (*one, *result) = (None, Some(output));
+            }
+        }
+        if work.iter().all(|(one, _)| one.is_none()) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    work.into_iter().filter_map(|(_, result)| result).collect()
+}
+
 /// A lock whose holder never panics half way: what it guards is changed in steps that keep it whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -192,7 +208,11 @@ impl System {
         let no_timer = |error: std::io::Error| {
             Error::new(ErrorKind::Limit, "cannot open a timer: raise the limit of open files").with_source(error)
         };
-        let runtime = Builder::new_current_thread().enable_io().build().map_err(no_timer)?;
+        let mut builder = Builder::new_current_thread();
+        // For the keep-alive of connections, which may stop in suspend. No deadline is tokio's.
+        #[cfg(feature = "etcd")]
+        builder.enable_time();
+        let runtime = builder.enable_io().build().map_err(no_timer)?;
         let timers = Arc::new(Timers::new().map_err(|error| no_timer(error.into()))?);
         let end = CancellationToken::new();
         let handle = Arc::new(Mutex::new(Some(runtime.handle().clone())));
@@ -202,6 +222,8 @@ impl System {
             let (timers, end) = (timers.clone(), end.clone());
             move || {
                 runtime.block_on(end.run_until_cancelled(timers.drive()));
+                // A look-up of a host's name blocks a thread, for minutes perhaps: not this one.
+                runtime.shutdown_background();
             }
         });
         let thread = thread.inspect_err(|_| drop((wakes.stop(), logs.stop())))?;

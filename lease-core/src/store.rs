@@ -18,7 +18,8 @@
 //! - **S5 leaving is compare-and-delete.** One atomic step, harmless when repeated; it never removes another claim.
 //! - **S6 expiry.** Nobody passes over a claim before its ttl has gone by since its last good renewal was *sent*,
 //!   except on proof that its process or machine is gone, by [`evict`](Store::evict), or, while it only waits, when it
-//!   lets an offered turn lapse. It is passed over no later than ttl + [`Limits::slack`].
+//!   lets an offered turn lapse. Who waits behind it passes over it no later than ttl + [`Limits::slack`], and for everybody
+//!   else it is gone after [`gone_after`](Store::gone_after).
 //! - **S7 no lost wake-up.** If what was ahead left after `Behind` was answered, [`turn`](Store::turn) resolves. It may
 //!   resolve too early; that is no polling. One hand-over wakes one waiter.
 //! - **S8 order.** Token order. A waiter that died is skipped after at most its ttl; where the store offers turns,
@@ -307,7 +308,7 @@ impl Record {
 pub struct Limits {
     /// The shortest ttl.
     pub min_ttl: Duration,
-    /// How much later than its ttl an unrenewed claim may be passed over.
+    /// How much later than its ttl an unrenewed claim may be passed over by who waits behind it.
     pub slack: Duration,
 }
 
@@ -320,6 +321,11 @@ pub struct Limits {
 pub trait Store: Send + Sync + 'static {
     /// What this store can do.
     fn limits(&self) -> Limits;
+
+    /// After how long an unrenewed claim is gone, for those too who did not see it grow old: who comes later, and `inspect`.
+    fn gone_after(&self, ttl: Duration) -> Duration {
+        ttl + self.limits().slack
+    }
 
     /// Enters the line, or tells where the claim already stands. Restarts no ttl when it was already in.
     async fn claim(&self, sent: Moment, claim: &Claim) -> Result<Standing>;
@@ -336,6 +342,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Takes the claim out of the line: release and withdrawal alike.
     async fn leave(&self, claim: &Claim) -> Result<Departure>;
+
+    /// Resolves with a claim of this store's that may have gone though it neither left nor expired: evicted, or deleted. A
+    /// hint that saves time, so a store that gets no word of it need not have this: the next renewal tells.
+    async fn gone(&self) -> ClaimId {
+        std::future::pending().await
+    }
 
     /// Who holds the name; `None` when its line is empty.
     async fn inspect(&self, name: &Name) -> Result<Option<Record>>;

@@ -372,6 +372,14 @@ impl Store for CutStore {
         self.store.limits()
     }
 
+    fn gone_after(&self, ttl: Duration) -> Duration {
+        self.store.gone_after(ttl)
+    }
+
+    async fn gone(&self) -> ClaimId {
+        self.store.gone().await
+    }
+
     async fn claim(&self, sent: Moment, claim: &Claim) -> Result<Standing> {
         let (asked, left) = (claim.clone(), self.left.clone());
         let request = |store: Arc<dyn Store>| async move {

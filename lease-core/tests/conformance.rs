@@ -123,6 +123,11 @@ fn every_store_has_the_suite() {
         memory::SCHEME,
         #[cfg(feature = "sqlite")]
         sqlite::SCHEME,
+        // Run by `etcd.rs`, which needs servers.
+        #[cfg(feature = "etcd")]
+        "etcd",
+        #[cfg(feature = "etcd")]
+        "etcds",
     ];
     let missing: Vec<_> = SCHEMES.iter().filter(|scheme| !suites.contains(scheme)).collect();
     assert!(missing.is_empty(), "no conformance suite for {missing:?}: add a harness to this file");

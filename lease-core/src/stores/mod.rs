@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::config::unknown;
+use crate::config::{Access, Config, Url, unknown};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Environment;
 use crate::store::Store;
 
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod memory;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
@@ -16,16 +18,25 @@ pub const SCHEMES: &[&str] = &[
     "memory",
     #[cfg(feature = "sqlite")]
     "sqlite",
+    #[cfg(feature = "etcd")]
+    "etcd",
+    #[cfg(feature = "etcd")]
+    "etcds",
 ];
 
 /// All schemes there are, and the cargo features that bring them.
-const KNOWN: &[(&str, &str)] = &[("memory", ""), ("sqlite", "sqlite")];
+const KNOWN: &[(&str, &str)] = &[("memory", ""), ("sqlite", "sqlite"), ("etcd", "etcd"), ("etcds", "etcd")];
 
 /// Stores of many machines, which nobody should replace by one of a single machine on a hint of ours.
-const ELSEWHERE: &[&str] = &["etcd", "etcds", "postgres", "postgresql", "redis", "rediss", "valkey", "nats"];
+const ELSEWHERE: &[&str] = &["postgres", "postgresql", "redis", "rediss", "valkey", "nats"];
 
 /// Opens the store of a URL that was taken apart.
-pub(crate) fn open(scheme: &str, rest: &str, env: &Arc<dyn Environment>) -> Result<Arc<dyn Store>> {
+pub(crate) fn open(url: &Url, config: &Config, env: &Arc<dyn Environment>) -> Result<Arc<dyn Store>> {
+    let (scheme, rest) = (&*url.scheme, &*url.rest);
+    if config.access != Access::default() && !matches!(scheme, "etcd" | "etcds") {
+        let message = format!("a {scheme}: store lets everybody in: it takes no user, password or certificates");
+        return Err(Error::invalid(message));
+    }
     match scheme {
         "memory" if rest.is_empty() => Ok(memory::MemoryStore::new(env.clone())),
         "memory" if rest.starts_with('/') => {
@@ -35,6 +46,8 @@ pub(crate) fn open(scheme: &str, rest: &str, env: &Arc<dyn Environment>) -> Resu
             )))
         }
         "memory" => Ok(memory::MemoryStore::named(rest, env.clone())),
+        #[cfg(feature = "etcd")]
+        "etcd" | "etcds" => Ok(etcd::EtcdStore::at(url, config, env.clone())?),
         #[cfg(feature = "sqlite")]
         "sqlite" => Ok(sqlite::SqliteStore::open(path(rest)?, env.clone())?),
         _ => Err(no_store(scheme)),
@@ -85,7 +98,7 @@ mod tests {
         let error = no_store("sqlite");
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.message().contains("cargo feature \"sqlite\""), "{error}");
-        assert_eq!(no_store("etcd").kind(), ErrorKind::Unsupported);
+        assert_eq!(no_store("redis").kind(), ErrorKind::Unsupported);
         assert!(!no_store("mongodb").message().contains("did you mean"));
         assert!(no_store("sqlit").message().contains("did you mean \"sqlite\""));
         assert!(SCHEMES.iter().all(|scheme| KNOWN.iter().any(|(known, _)| known == scheme)));

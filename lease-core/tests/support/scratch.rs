@@ -11,8 +11,18 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn new(what: &str) -> io::Result<Self> {
+        Self::within(&std::env::temp_dir(), what)
+    }
+
+    /// Where nothing waits for a disk, if there is such a place.
+    #[cfg(feature = "etcd")]
+    pub(crate) fn in_memory(what: &str) -> io::Result<Self> {
+        Self::within(Path::new("/dev/shm"), what).or_else(|_| Self::new(what))
+    }
+
+    fn within(parent: &Path, what: &str) -> io::Result<Self> {
         let nanos = lease_core::clock::Moment::now().as_nanos();
-        let path = std::env::temp_dir().join(format!("{what}-{}-{nanos:x}", std::process::id()));
+        let path = parent.join(format!("{what}-{}-{nanos:x}", std::process::id()));
         std::fs::create_dir(&path)?;
         Ok(Self { path, kept: false })
     }

@@ -90,7 +90,7 @@ impl Gate {
         one_path(&path, meta.nlink())?;
         writable(&path)?;
         if meta.len() > 0 && !beside(&path, "-gate").exists() {
-            check(&path).map_err(|failure| Error::from(failure).with_file(&path))?;
+            check(&path).map_err(|failure| Error::from(failure).at(path.display()))?;
         }
         let connection = Arc::default();
         let (identity, mode) = ((meta.dev(), meta.ino()), meta.mode() & 0o777);

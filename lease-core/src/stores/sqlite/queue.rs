@@ -155,7 +155,7 @@ impl Shared {
     }
 
     fn error(&self, failure: Failure) -> Error {
-        Error::from(failure).with_file(&self.path)
+        Error::from(failure).at(self.path.display())
     }
 
     fn enqueue(&self, urgency: Urgency, request: Box<dyn Request>) {

@@ -1,0 +1,790 @@
+//! The etcd store: one key a claim, `prefix/<name>/<claim id>`; its token is the key's `create_revision`.
+//!
+//! 1. A claim **enters** by one transaction that creates its key, on an etcd lease of its own, and reads what was in the line
+//!    before. Nobody there: it holds. Else it waits for its **predecessor**, and for nobody else (S7, S8).
+//! 2. Its **turn** comes when the predecessor's key is gone, which a watch tells. Then it **looks**: reads its own key and the
+//!    one before. Only this read, or the entering itself, makes a holder (S1): so one that was evicted meanwhile finds out.
+//! 3. A **renewal** puts the key onto a fresh etcd lease, if the key was last written by us: compare-and-swap on its
+//!    `mod_revision`. etcd's keep-alive is never used: it goes past the log, so an old leader says yes and then forgets (S4).
+//! 4. A claim **leaves** by deleting its key, which is no other claim's (S5). An attempt to enter that was not answered may
+//!    still be on its way: first the lease that it named is revoked, and then it cannot enter any more (S9).
+//! 5. Who waits takes a dead predecessor away himself, when its key was not written for its ttl by his own clock: servers
+//!    that never expire anything exist (S6).
+//! 6. The key of a holder is watched too, so that an eviction is noticed at once.
+//!
+//! `line.rs` has keys and values, `grant.rs` etcd's leases, `watch.rs` the one stream, `client.rs` and `connection.rs` how
+//! requests get there, `failure.rs` what errors mean, `address.rs` the URL, `holders.rs` number 6.
+
+mod address;
+mod client;
+mod connection;
+mod failure;
+mod grant;
+mod holders;
+mod line;
+#[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, dead_code)]
+mod proto;
+mod watch;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use foldhash::HashMap;
+use futures_lite::future::or;
+
+use self::address::Address;
+use self::client::{Answered, Client, PATIENCE};
+use self::failure::{Cause, Failure};
+use self::grant::{Grant, Grants, no_lease};
+use self::holders::Holders;
+use self::line::{Keys, Row, created, delete, get, modified, rows, value};
+use self::proto::{PutRequest, RangeRequest, ResponseOp, TxnRequest, response_op};
+use self::watch::{Told, Wanted, Watches};
+use crate::clock::Moment;
+use crate::config::{Config, Url};
+use crate::error::{Error, Result};
+use crate::runtime::{Environment, lock, together, until};
+use crate::store::{Ahead, Claim, ClaimId, Departure, Limits, Name, Place, Record, Renewal, Standing, Store, Token};
+
+/// How much longer than its ttl a predecessor may be silent before it is taken away.
+const TAKE_OVER: Duration = Duration::from_millis(250);
+/// Renewals in one transaction: etcd takes 128 operations in a transaction and those nested in it.
+const BATCH: usize = 127;
+/// How often a request is made anew with what its answer has taught.
+const TRIES: usize = 4;
+/// How often those who were lost are forgotten.
+const SWEEP: Duration = Duration::from_secs(1);
+/// Keys in one answer to a list.
+const PAGE: i64 = 2_000;
+/// How many of those ahead are counted one by one.
+const COUNTED: i64 = 64;
+
+/// One manager's store on an etcd.
+pub struct EtcdStore {
+    env: Arc<dyn Environment>,
+    client: Arc<Client>,
+    grants: Arc<Grants>,
+    watches: Arc<Watches>,
+    holders: Holders,
+    keys: Keys,
+    limit: Duration,
+    /// The claims of this store that were sent and have not left.
+    members: Arc<Members>,
+    /// When those who were lost were forgotten last.
+    swept: AtomicU64,
+}
+
+type Members = Mutex<HashMap<ClaimId, Member>>;
+
+/// What is known of a claim of ours.
+struct Member {
+    key: Vec<u8>,
+    ttl: Duration,
+    /// Known once it has entered.
+    token: Option<Token>,
+    /// The last revision at which it is known to have been written.
+    modified: i64,
+    /// All leases that its key may hang on.
+    ties: Vec<Tie>,
+    /// The claim before it.
+    before: Option<Before>,
+    /// When it was last sent, to forget those whom nobody cares for any more.
+    sent: Moment,
+    /// Cancels the watch of its key.
+    watched: Option<watch::Watch>,
+}
+
+/// A request that may have put a key onto a lease.
+struct Tie {
+    grant: Arc<Grant>,
+    /// The `mod_revision` that it took the key to have; 0 if it was to enter.
+    named: i64,
+    /// How many attempts to enter named it, of which no answer is known to be about the only one.
+    in_doubt: u32,
+}
+
+/// A predecessor, as it was last seen.
+struct Before {
+    row: Row,
+    /// It has not been written since this instant, at which the store was at `seen`.
+    silent_since: Moment,
+    seen: i64,
+}
+
+impl EtcdStore {
+    /// A store on the etcd that the URL names. Connects when it is used.
+    ///
+    /// # Errors
+    /// `Invalid` when something is wrong with the URL, its options, or the files that they name.
+    pub fn open(url: &str, env: Arc<dyn Environment>) -> Result<Arc<Self>> {
+        let (config, url) = Config::of_url(url)?;
+        Self::at(&url, &config, env)
+    }
+
+    pub(crate) fn at(url: &Url, config: &Config, env: Arc<dyn Environment>) -> Result<Arc<Self>> {
+        let (secure, rest) = match &*url.scheme {
+            "etcd" => (false, &url.raw),
+            "etcds" => (true, &url.raw),
+            other => return Err(Error::invalid(format!("{other}: is no etcd: write etcd:// or etcds://"))),
+        };
+        let address = Address::parse(secure, rest, &config.access)?;
+        let keys = Keys::new(&address.prefix);
+        let client = Client::new(address, config.request_timeout, env.clone());
+        let (grants, watches) = (Grants::new(client.clone()), Arc::new(Watches::new(client.clone())));
+        let members: Arc<Members> = Arc::default();
+        let holders = Holders::new(client.clone(), watches.clone(), members.clone());
+        let limit = config.request_timeout;
+        Ok(Arc::new(Self { env, client, grants, watches, holders, keys, limit, members, swept: AtomicU64::new(0) }))
+    }
+
+    /// Runs a call unless, and until, the store is closed.
+    async fn while_open<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T> {
+        let work = self.client.closed.run_until_cancelled(work).await;
+        work.unwrap_or_else(|| Err(Error::closed().into())).map_err(Error::from)
+    }
+
+    /// A request of one that waits for long: nobody else limits it.
+    async fn limited<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let late = || Failure::unknown("etcd did not answer within the request timeout");
+        until(&*self.env, self.env.now() + self.limit, work).await.unwrap_or_else(|| Err(late()))
+    }
+
+    // ------------------------------------------------------------------------------- entering
+
+    async fn enter(&self, sent: Moment, claim: &Claim) -> Result<Standing, Failure> {
+        let token = lock(&self.members).get(&claim.id).and_then(|member| member.token);
+        if let Some(token) = token {
+            // It has entered: sent again it could enter a second time.
+            return self.stand(&Place { claim: claim.clone(), token }).await;
+        }
+        for _ in 0..TRIES {
+            let grant = self.tie_entry(sent, claim).await?;
+            match self.client.call(self.entering(claim, &grant)).await {
+                Ok(Answered { answer, alone }) => {
+                    let revision = answer.header.as_ref().map_or(0, |header| header.revision);
+                    let received = self.env.now();
+                    if answer.succeeded {
+                        self.settle_entry(claim, &grant, alone, Some(revision));
+                        return self.entered(claim, revision, received, answer.responses);
+                    }
+                    return self.refused_entry(claim, &grant, alone, answer.responses).await;
+                }
+                Err(failure) if failure.cause == Cause::NoLease => {
+                    self.grants.forget(&grant);
+                    self.settle_entry(claim, &grant, true, None);
+                }
+                Err(failure) => {
+                    if failure.cause != Cause::Unknown {
+                        self.settle_entry(claim, &grant, true, None);
+                    }
+                    return Err(failure);
+                }
+            }
+        }
+        Err(no_lease().into())
+    }
+
+    /// The lease that an attempt to enter names: that of the attempt before, if it is young enough. From here on it is known
+    /// that the claim may hang on it.
+    async fn tie_entry(&self, sent: Moment, claim: &Claim) -> Result<Arc<Grant>, Failure> {
+        let again = |members: &mut HashMap<ClaimId, Member>| {
+            let tie = members.get_mut(&claim.id)?.ties.iter_mut().rfind(|tie| tie.grant.may_be_named(sent))?;
+            tie.in_doubt += 1;
+            Some(tie.grant.clone())
+        };
+        if let Some(grant) = again(&mut lock(&self.members)) {
+            return Ok(grant);
+        }
+        let grant = self.grants.for_entry(claim.ttl, sent).await?;
+        let mut members = lock(&self.members);
+        let member = members.entry(claim.id).or_insert_with(|| Member {
+            key: self.keys.claim(&claim.name, claim.id),
+            ttl: claim.ttl,
+            token: None,
+            modified: 0,
+            ties: Vec::new(),
+            before: None,
+            sent,
+            watched: None,
+        });
+        member.ties.push(Tie { grant: grant.clone(), named: 0, in_doubt: 1 });
+        Ok(grant)
+    }
+
+    /// An attempt to enter was answered: with the revision at which it entered, if it did.
+    fn settle_entry(&self, claim: &Claim, grant: &Arc<Grant>, alone: bool, entered: Option<i64>) {
+        let mut members = lock(&self.members);
+        let Some(member) = members.get_mut(&claim.id) else { return };
+        if let Some(revision) = entered {
+            (member.token, member.modified) = (Token::try_from(revision).ok(), revision);
+        }
+        // The answer is about one request. If there was another that named the lease, it may still come to be applied.
+        let only = |tie: &Tie| Arc::ptr_eq(&tie.grant, grant) && tie.in_doubt == 1 && alone;
+        if let Some(at) = member.ties.iter().position(only) {
+            if entered.is_some() {
+                member.ties[at].in_doubt = 0;
+            } else {
+                let tie = member.ties.remove(at);
+                tie.grant.free();
+                if member.ties.is_empty() && member.token.is_none() {
+                    members.remove(&claim.id);
+                }
+            }
+        }
+    }
+
+    /// Create the key if it is not there, and in any case tell what was there.
+    fn entering(&self, claim: &Claim, grant: &Grant) -> TxnRequest {
+        let (key, line) = (self.keys.claim(&claim.name, claim.id), self.keys.line(&claim.name));
+        let put = PutRequest { key: key.clone(), value: value(claim), lease: grant.id, ignore_value: false };
+        let (last, first) = (line.range(true, 1), line.range(false, 1));
+        if claim.queues {
+            TxnRequest {
+                compare: vec![created(&key, 0)],
+                // A range sees what the operations before it have done: so those come before the put.
+                success: vec![last.into(), first.into(), put.into()],
+                failure: vec![get(&key).into()],
+            }
+        } else {
+            TxnRequest {
+                compare: vec![line.is_empty()],
+                success: vec![put.into()],
+                failure: vec![get(&key).into(), last.into(), first.into()],
+            }
+        }
+    }
+
+    fn entered(
+        &self,
+        claim: &Claim,
+        revision: i64,
+        received: Moment,
+        answers: Vec<ResponseOp>,
+    ) -> Result<Standing, Failure> {
+        let token = Token::try_from(revision)?;
+        if !claim.queues {
+            self.holders.add(claim.id);
+            return Ok(Standing::Head(token));
+        }
+        let mut answers = answers.into_iter();
+        let (last, count) = rows(answers.next())?;
+        let (first, _) = rows(answers.next())?;
+        if let (Some(predecessor), Some(holder)) = (last.into_iter().next(), first.into_iter().next()) {
+            let look_at = self.saw(claim.id, &predecessor, received, revision);
+            return Ok(Standing::Behind(token, ahead(predecessor.token, holder, count, look_at)));
+        }
+        self.holders.add(claim.id);
+        Ok(Standing::Head(token))
+    }
+
+    /// It did not enter: because it is in already, or because it does not queue.
+    async fn refused_entry(
+        &self,
+        claim: &Claim,
+        grant: &Arc<Grant>,
+        alone: bool,
+        answers: Vec<ResponseOp>,
+    ) -> Result<Standing, Failure> {
+        let mut answers = answers.into_iter();
+        let (own, _) = rows(answers.next())?;
+        if let Some(row) = own.into_iter().next() {
+            if let Some(member) = lock(&self.members).get_mut(&claim.id) {
+                (member.token, member.modified) = (Some(row.token), row.modified);
+            }
+            return self.stand(&Place { claim: claim.clone(), token: row.token }).await;
+        }
+        self.settle_entry(claim, grant, alone, None);
+        let (last, count) = rows(answers.next())?;
+        let (first, _) = rows(answers.next())?;
+        match (last.into_iter().next(), first.into_iter().next()) {
+            (Some(last), Some(holder)) => {
+                let look_at = self.env.now() + last.ttl + TAKE_OVER;
+                Ok(Standing::Busy(ahead(last.token, holder, count, look_at)))
+            }
+            _ => Err(Failure::unknown("etcd answered something else than was asked")),
+        }
+    }
+
+    // ------------------------------------------------------------------------------- standing
+
+    /// The claim and the one before it, in one read outside of transactions.
+    async fn see(&self, place: &Place) -> Result<Option<(Option<Row>, i64)>, Failure> {
+        let line = self.keys.line(&place.claim.name);
+        let request = RangeRequest { max_create_revision: place.token.get(), ..line.range(true, 2) };
+        let answer = self.client.call(request).await?.answer;
+        let revision = answer.header.as_ref().map_or(0, |header| header.revision);
+        let mut rows = answer.kvs.into_iter().map(Row::read);
+        // Ours, and only with our token: else the next one would be a second head.
+        let own = rows.next().transpose()?.filter(|row| row.id == place.claim.id && row.token == place.token);
+        if own.is_none() {
+            return Ok(None);
+        }
+        Ok(Some((rows.next().transpose()?, revision)))
+    }
+
+    async fn stand(&self, place: &Place) -> Result<Standing, Failure> {
+        let (id, token) = (place.claim.id, place.token);
+        loop {
+            let Some((before, revision)) = self.see(place).await? else { return Ok(Standing::Lost) };
+            let received = self.env.now();
+            let Some(before) = before else {
+                self.holders.add(id);
+                return Ok(Standing::Head(token));
+            };
+            let look_at = self.saw(id, &before, received, revision);
+            if received >= look_at {
+                self.take_away(&before).await?;
+                continue;
+            }
+            // Who holds, and how many there are. To be shown, so it may be a little older or newer.
+            let line = self.keys.line(&place.claim.name);
+            let request = RangeRequest { max_create_revision: token.get() - 1, ..line.range(false, COUNTED) };
+            let answer = self.client.call(request).await?.answer;
+            let counted = answer.kvs.len() as u64;
+            let count = if answer.more { answer.count.unsigned_abs() - 1 } else { counted };
+            if let Some(holder) = answer.kvs.into_iter().next() {
+                return Ok(Standing::Behind(token, ahead(before.token, Row::read(holder)?, count, look_at)));
+            }
+        }
+    }
+
+    /// Notes what stands before a claim; says when it may be taken away if it stays silent. `received` was read after the
+    /// answer came, which showed the store at `revision`: so whatever is not newer was written before.
+    fn saw(&self, id: ClaimId, row: &Row, received: Moment, revision: i64) -> Moment {
+        let mut members = lock(&self.members);
+        let mut before = Before { row: row.clone(), silent_since: received, seen: revision };
+        if let Some(member) = members.get_mut(&id) {
+            if let Some(known) = member.before.take().filter(|known| row.modified <= known.seen) {
+                (before.silent_since, before.seen) = (known.silent_since, known.seen);
+            }
+            let since = before.silent_since;
+            member.before = Some(before);
+            return since + row.ttl + TAKE_OVER;
+        }
+        received + row.ttl + TAKE_OVER
+    }
+
+    /// Deletes the key of a claim, if it was not written since it was seen.
+    async fn take_away(&self, row: &Row) -> Result<(), Failure> {
+        let request = TxnRequest {
+            compare: vec![modified(&row.key, row.modified)],
+            success: vec![delete(&row.key).into()],
+            failure: Vec::new(),
+        };
+        self.client.call(request).await.map(drop)
+    }
+
+    async fn wait_for_turn(&self, place: &Place, ahead: &Ahead) -> Result<(), Failure> {
+        let predecessor = lock(&self.members).get(&place.claim.id).and_then(|member| {
+            let before = member.before.as_ref().filter(|before| before.row.token == ahead.predecessor)?;
+            Some(before.row.key.clone())
+        });
+        // Another stands there by now, as far as is known: it has to look.
+        let Some(predecessor) = predecessor else { return Ok(()) };
+        let mut watch = self.watches.awaited(Wanted::Gone(predecessor));
+        if watch.told(Told::Created).await == Told::Created {
+            // It may have left before the watch was there. That it exists is not the question: it is what is before us.
+            match self.limited(self.see(place)).await? {
+                Some((Some(before), revision)) if before.token == ahead.predecessor => {
+                    self.saw(place.claim.id, &before, self.env.now(), revision);
+                }
+                _ => return Ok(()),
+            }
+        }
+        match watch.told(Told::Fired).await {
+            Told::Broken => Err(Failure::unknown("the stream of watches has ended")),
+            _ => Ok(()),
+        }
+    }
+
+    // ------------------------------------------------------------------------------- renewing
+
+    /// Renews claims of one ttl. The order of the answers is that of the places.
+    async fn renew_alike(&self, ttl: Duration, sent: Moment, places: &[&Place]) -> Vec<Result<Renewal>> {
+        let grant = match self.grants.for_renewal(ttl, sent).await {
+            Ok(grant) => grant,
+            Err(failure) => return places.iter().map(|_| Err(failure.error.clone())).collect(),
+        };
+        let batches = places.chunks(BATCH).map(|batch| self.renew_batch(ttl, sent, batch, grant.clone()));
+        together(batches).await.into_iter().flatten().collect()
+    }
+
+    async fn renew_batch(
+        &self,
+        ttl: Duration,
+        sent: Moment,
+        places: &[&Place],
+        mut grant: Arc<Grant>,
+    ) -> Vec<Result<Renewal>> {
+        let mut answers: Vec<Option<Result<Renewal>>> = places.iter().map(|_| None).collect();
+        for _ in 0..TRIES {
+            let open: Vec<usize> = (0..places.len()).filter(|at| answers[*at].is_none()).collect();
+            if open.is_empty() {
+                break;
+            }
+            let swaps: Vec<(Vec<u8>, i64)> =
+                open.iter().map(|at| self.tie_renewal(sent, places[*at], &grant)).collect();
+            let swap = |(key, named): &(Vec<u8>, i64)| TxnRequest {
+                compare: vec![modified(key, *named)],
+                success: vec![
+                    PutRequest { key: key.clone(), value: Vec::new(), lease: grant.id, ignore_value: true }.into(),
+                ],
+                failure: vec![get(key).into()],
+            };
+            let request =
+                TxnRequest { success: swaps.iter().map(|each| swap(each).into()).collect(), ..TxnRequest::default() };
+            let answer = match self.client.call_within(request, PATIENCE.min(ttl / 16)).await {
+                Ok(answered) => answered.answer,
+                Err(failure) if failure.cause == Cause::NoLease => {
+                    self.grants.forget(&grant);
+                    match self.grants.for_renewal(ttl, sent).await {
+                        Ok(fresh) => grant = fresh,
+                        Err(failure) => return fill(answers, &failure.error),
+                    }
+                    continue;
+                }
+                Err(failure) => return fill(answers, &failure.error),
+            };
+            let revision = answer.header.as_ref().map_or(0, |header| header.revision);
+            for ((at, (_, named)), one) in open.iter().zip(&swaps).zip(answer.responses) {
+                answers[*at] = match self.renewed(sent, places[*at], *named, revision, &grant, one) {
+                    Ok(true) => Some(Ok(Renewal::Renewed { confirmed: sent, offered: false })),
+                    // Lost for certain; whether another holds the name by now is asked below.
+                    Ok(false) => Some(Ok(Renewal::Lost { superseded: false })),
+                    // Our own write of which the answer was lost: now its revision is known.
+                    Err(None) => None,
+                    Err(Some(error)) => Some(Err(error)),
+                };
+            }
+        }
+        for (at, answer) in answers.iter_mut().enumerate() {
+            if let Some(Ok(Renewal::Lost { superseded })) = answer {
+                let first = self.keys.line(&places[at].claim.name).range(false, 1);
+                *superseded = self.client.call(first).await.is_ok_and(|answered| !answered.answer.kvs.is_empty());
+            }
+        }
+        fill(answers, &Error::unavailable("others write to the keys of this store as fast as it does").with_doubt())
+    }
+
+    /// Notes that the claim may come to hang on this lease. Its key, and the revision that it should have.
+    fn tie_renewal(&self, sent: Moment, place: &Place, grant: &Arc<Grant>) -> (Vec<u8>, i64) {
+        let mut members = lock(&self.members);
+        let key = || self.keys.claim(&place.claim.name, place.claim.id);
+        match members.get_mut(&place.claim.id).filter(|member| member.token == Some(place.token)) {
+            Some(member) => {
+                member.sent = member.sent.max(sent);
+                let known = |tie: &Tie| tie.named == member.modified && Arc::ptr_eq(&tie.grant, grant);
+                if !member.ties.iter().any(known) {
+                    member.ties.push(Tie { grant: grant.clone(), named: member.modified, in_doubt: 0 });
+                }
+                (member.key.clone(), member.modified)
+            }
+            None => (key(), place.token.get()),
+        }
+    }
+
+    /// What one answer says: renewed or lost; an error that is `None` if it is to be sent again.
+    fn renewed(
+        &self,
+        sent: Moment,
+        place: &Place,
+        named: i64,
+        revision: i64,
+        grant: &Arc<Grant>,
+        answer: ResponseOp,
+    ) -> Result<bool, Option<Error>> {
+        let Some(response_op::Response::ResponseTxn(answer)) = answer.response else {
+            return Err(Some(Error::unavailable("etcd answered something else than was asked").with_doubt()));
+        };
+        let mut members = lock(&self.members);
+        let member = members.get_mut(&place.claim.id).filter(|member| member.token == Some(place.token));
+        let mut freed = Vec::new();
+        let (renewed, written) = if answer.succeeded {
+            (Ok(true), revision)
+        } else {
+            let (found, _) = rows(answer.responses.into_iter().next()).map_err(Some)?;
+            match found.into_iter().next().filter(|row| row.token == place.token) {
+                Some(row) => (Err(None), row.modified),
+                None => (Ok(false), 0),
+            }
+        };
+        if let Some(member) = member {
+            match &renewed {
+                // What took the key to be as it was before cannot come true any more. An older answer teaches nothing.
+                Ok(true) if written > member.modified => {
+                    member.modified = written;
+                    let (mut kept, mut rest) = (Vec::new(), std::mem::take(&mut member.ties));
+                    for mut tie in rest.drain(..) {
+                        let holds = tie.named == named && Arc::ptr_eq(&tie.grant, grant);
+                        if holds {
+                            tie.named = written;
+                        }
+                        // An attempt to enter of which nothing is known can come true once the key is gone.
+                        if holds || tie.in_doubt > 0 || tie.named >= written {
+                            kept.push(tie);
+                        } else {
+                            freed.push(tie);
+                        }
+                    }
+                    member.ties = kept;
+                    member.sent = member.sent.max(sent);
+                }
+                Err(_) => member.modified = member.modified.max(written),
+                _ => {}
+            }
+        }
+        drop(members);
+        for tie in freed {
+            if tie.named == 0 {
+                tie.grant.free();
+            }
+        }
+        renewed
+    }
+
+    // ------------------------------------------------------------------------------- leaving
+
+    async fn depart(&self, claim: &Claim) -> Result<Departure, Failure> {
+        loop {
+            let doubtful = lock(&self.members).get(&claim.id).and_then(|member| {
+                let tie = member.ties.iter().find(|tie| tie.in_doubt > 0)?;
+                Some(tie.grant.clone())
+            });
+            let Some(grant) = doubtful else { break };
+            self.grants.revoke(grant.id).await?;
+            grant.is_gone();
+            if let Some(member) = lock(&self.members).get_mut(&claim.id) {
+                member.ties.retain(|tie| !Arc::ptr_eq(&tie.grant, &grant));
+            }
+        }
+        let key = self.keys.claim(&claim.name, claim.id);
+        let mut named = lock(&self.members).get(&claim.id).map_or(0, |member| member.modified);
+        for _ in 0..TRIES {
+            let request = TxnRequest {
+                compare: vec![modified(&key, named)],
+                success: vec![delete(&key).into()],
+                failure: vec![get(&key).into()],
+            };
+            let answer = self.client.call(request).await?.answer;
+            if !answer.succeeded {
+                // Renewed meanwhile, or entered without our knowing. If it is no claim any more, it is not ours to delete.
+                let (found, _) = rows(answer.responses.into_iter().next())?;
+                named = found.first().map_or(0, |row| row.modified);
+                continue;
+            }
+            let gone = lock(&self.members).remove(&claim.id);
+            for tie in gone.into_iter().flat_map(|member| member.ties) {
+                if tie.named == 0 {
+                    tie.grant.free();
+                }
+            }
+            return Ok(if named > 0 { Departure::Left } else { Departure::Gone });
+        }
+        Err(Failure::unknown("its key is written as fast as it can be deleted"))
+    }
+
+    /// Forgets claims that nobody renews and nobody makes leave: they were lost, and are gone by now.
+    fn forget_the_lost(&self, now: Moment) {
+        let before = self.swept.load(Ordering::Relaxed);
+        if now.since(Moment::from_nanos(before)) < SWEEP {
+            return;
+        }
+        self.swept.store(now.as_nanos(), Ordering::Relaxed);
+        let mut lost = Vec::new();
+        lock(&self.members).retain(|_, member| {
+            let kept = now <= member.sent + member.ttl * 2;
+            if !kept {
+                lost.append(&mut member.ties);
+            }
+            kept
+        });
+    }
+
+    // ------------------------------------------------------------------------------- others
+
+    async fn head(&self, name: &Name) -> Result<Option<(Row, u64)>, Failure> {
+        let answer = self.client.call(self.keys.line(name).range(false, 1)).await?.answer;
+        let head = answer.kvs.into_iter().next().map(Row::read).transpose()?;
+        Ok(head.map(|head| (head, answer.count.unsigned_abs())))
+    }
+
+    fn record(name: Name, head: Row, count: u64) -> Record {
+        let held_for = head.age_by_wall_clock();
+        Record::new(name, head.token, head.owner, held_for, head.ttl, count - 1)
+    }
+
+    async fn list_all(&self, prefix: &str) -> Result<Vec<Record>, Failure> {
+        let span = self.keys.lines(prefix);
+        let mut request = RangeRequest {
+            key: span.first.clone(),
+            range_end: span.end.clone(),
+            limit: PAGE,
+            ..RangeRequest::default()
+        };
+        let mut lines: Vec<(Name, Row, u64)> = Vec::new();
+        loop {
+            let answer = self.client.call(request.clone()).await?.answer;
+            // All pages as of the first.
+            request.revision = answer.header.as_ref().map_or(0, |header| header.revision).max(request.revision);
+            for kv in answer.kvs {
+                request.key = [&*kv.key, b"\0"].concat();
+                let row = Row::read(kv)?;
+                let name = self.keys.name_of(&row)?;
+                match lines.last_mut().filter(|(last, ..)| *last == name) {
+                    Some((_, head, count)) => {
+                        *count += 1;
+                        if row.token < head.token {
+                            *head = row;
+                        }
+                    }
+                    None => lines.push((name, row, 1)),
+                }
+            }
+            if !answer.more {
+                break;
+            }
+        }
+        let mut records: Vec<_> = lines.into_iter().map(|(name, row, count)| Self::record(name, row, count)).collect();
+        // The order of the keys is another: names are escaped there.
+        records.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(records)
+    }
+
+    async fn wait_for_change(&self, name: &Name, seen: Option<Token>) -> Result<(), Failure> {
+        let head = self.limited(self.head(name)).await?.map(|(head, _)| head);
+        if head.as_ref().map(|head| head.token) != seen {
+            return Ok(());
+        }
+        let wanted = head.map_or_else(|| Wanted::Entered(self.keys.line(name)), |head| Wanted::Gone(head.key));
+        let mut watch = self.watches.awaited(wanted);
+        if watch.told(Told::Created).await == Told::Created
+            && self.limited(self.head(name)).await?.map(|(head, _)| head.token) != seen
+        {
+            return Ok(());
+        }
+        match watch.told(Told::Fired).await {
+            Told::Broken => Err(Failure::unknown("the stream of watches has ended")),
+            _ => Ok(()),
+        }
+    }
+
+    async fn remove(&self, name: &Name, token: Token) -> Result<bool, Failure> {
+        let line = self.keys.line(name);
+        let request =
+            RangeRequest { min_create_revision: token.get(), max_create_revision: token.get(), ..line.range(false, 1) };
+        let found = self.client.call(request).await?.answer.kvs.into_iter().next();
+        let Some(row) = found.map(Row::read).transpose()? else { return Ok(false) };
+        let request = TxnRequest {
+            compare: vec![created(&row.key, token.get())],
+            success: vec![delete(&row.key).into()],
+            failure: Vec::new(),
+        };
+        Ok(self.client.call(request).await?.answer.succeeded)
+    }
+}
+
+impl std::fmt::Debug for EtcdStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EtcdStore").field("closed", &self.client.closed.is_cancelled()).finish_non_exhaustive()
+    }
+}
+
+fn ahead(predecessor: Token, holder: Row, count: u64, look_at: Moment) -> Ahead {
+    Ahead { predecessor, count, holder: holder.token, owner: holder.owner, look_at }
+}
+
+/// The answers, with an error for those that there are none for.
+fn fill(answers: Vec<Option<Result<Renewal>>>, error: &Error) -> Vec<Result<Renewal>> {
+    answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(error.clone()))).collect()
+}
+
+#[async_trait]
+impl Store for EtcdStore {
+    fn limits(&self) -> Limits {
+        Limits { min_ttl: Duration::from_secs(2), slack: Duration::from_millis(500) }
+    }
+
+    /// The lease of an attempt to enter lasts for a third longer than the ttl, in whole seconds, and etcd looks for what has
+    /// expired every half second.
+    fn gone_after(&self, ttl: Duration) -> Duration {
+        ttl + ttl / 3 + Duration::from_secs(2)
+    }
+
+    async fn claim(&self, sent: Moment, claim: &Claim) -> Result<Standing> {
+        self.forget_the_lost(sent);
+        self.while_open(self.enter(sent, claim)).await
+    }
+
+    async fn turn(&self, place: &Place, ahead: &Ahead) -> Result<()> {
+        let late = async {
+            self.env.sleep_until(ahead.look_at).await;
+            Ok(())
+        };
+        self.while_open(or(self.wait_for_turn(place, ahead), late)).await
+    }
+
+    async fn look(&self, place: &Place) -> Result<Standing> {
+        self.while_open(self.stand(place)).await
+    }
+
+    async fn renew(&self, sent: Moment, places: &[Place]) -> Vec<Result<Renewal>> {
+        self.forget_the_lost(sent);
+        let mut ttls: Vec<Duration> = places.iter().map(|place| place.claim.ttl).collect();
+        ttls.sort_unstable();
+        ttls.dedup();
+        let mut answers: Vec<Option<Result<Renewal>>> = places.iter().map(|_| None).collect();
+        for ttl in ttls {
+            let alike: Vec<usize> = (0..places.len()).filter(|at| places[*at].claim.ttl == ttl).collect();
+            let of_them: Vec<&Place> = alike.iter().map(|at| &places[*at]).collect();
+            let renewed = self.while_open(async { Ok(self.renew_alike(ttl, sent, &of_them).await) }).await;
+            let renewed = renewed.unwrap_or_else(|error| alike.iter().map(|_| Err(error.clone())).collect());
+            for (at, answer) in alike.into_iter().zip(renewed) {
+                answers[at] = Some(answer);
+            }
+        }
+        fill(answers, &Error::closed())
+    }
+
+    async fn leave(&self, claim: &Claim) -> Result<Departure> {
+        self.while_open(self.depart(claim)).await
+    }
+
+    async fn inspect(&self, name: &Name) -> Result<Option<Record>> {
+        let head = self.while_open(self.head(name)).await?;
+        Ok(head.map(|(head, count)| Self::record(name.clone(), head, count)))
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<Record>> {
+        self.while_open(self.list_all(prefix)).await
+    }
+
+    async fn changed(&self, name: &Name, seen: Option<Token>) -> Result<()> {
+        self.while_open(self.wait_for_change(name, seen)).await
+    }
+
+    async fn evict(&self, name: &Name, token: Token) -> Result<bool> {
+        self.while_open(self.remove(name, token)).await
+    }
+
+    async fn gone(&self) -> ClaimId {
+        self.holders.gone().await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.while_open(async {
+            self.client.call(RangeRequest { count_only: true, ..self.keys.lines("").range(false, 1) }).await.map(drop)
+        })
+        .await
+    }
+
+    /// Claims stay until they expire: only `leave` says that the work has stopped.
+    async fn close(&self) {
+        if !self.client.closed.is_cancelled() {
+            self.grants.close(self.env.now() + self.limit.min(Duration::from_secs(2))).await;
+            self.client.closed.cancel();
+            lock(&self.members).clear();
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The etcd store on real servers: the conformance suite on every version, one node and three, and then faults.
+
+// Shared with programs that use other parts of it.
+#[allow(dead_code)]
+mod support;
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_lite::future::block_on;
+use lease_core::conformance::{Clause, Harness};
+use lease_core::runtime::{Environment, system};
+use lease_core::store::Store;
+use lease_core::stores::etcd::EtcdStore;
+use libtest_mimic::{Arguments, Trial};
+use support::etcd::{Cluster, VERSIONS, is_there};
+
+/// A store on a cluster.
+struct Etcd {
+    env: Arc<dyn Environment>,
+    cluster: Arc<Mutex<Cluster>>,
+    url: String,
+}
+
+impl Etcd {
+    fn on(cluster: Arc<Mutex<Cluster>>) -> Self {
+        let env = system().unwrap();
+        let url = cluster.lock().unwrap().url(&format!("{:016x}", env.random()));
+        Self { env, cluster, url }
+    }
+}
+
+#[async_trait]
+impl Harness for Etcd {
+    async fn open(&self) -> Arc<dyn Store> {
+        EtcdStore::open(&self.url, self.env.clone()).unwrap()
+    }
+
+    fn environment(&self) -> Arc<dyn Environment> {
+        self.env.clone()
+    }
+
+    fn ttl(&self) -> Duration {
+        Duration::from_secs(2)
+    }
+
+    /// All nodes at once, as a power failure would.
+    async fn restart(&self) -> bool {
+        let mut cluster = self.cluster.lock().unwrap();
+        for node in 0..cluster.nodes.len() {
+            cluster.kill(node);
+        }
+        for node in 0..cluster.nodes.len() {
+            cluster.revive(node);
+        }
+        cluster.wait_until_healthy();
+        true
+    }
+}
+
+/// One cluster of a kind for all clauses but those that restart it.
+fn conformance(version: &'static str, nodes: usize) -> Vec<Trial> {
+    let start = move || Arc::new(Mutex::new(Cluster::start(version, nodes, &[])));
+    let shared: Arc<OnceLock<Arc<Mutex<Cluster>>>> = Arc::default();
+    let trial = move |(name, clause): (&'static str, Clause)| {
+        let shared = shared.clone();
+        trial(version, &format!("conformance_{nodes}_{name}"), move || {
+            let restarts = name.contains("restart") && !name.contains("restarts");
+            let cluster = if restarts { start() } else { shared.get_or_init(start).clone() };
+            block_on(clause(&Etcd::on(cluster)));
+        })
+    };
+    lease_core::conformance_tests!(clauses).into_iter().map(trial).collect()
+}
+
+/// A test on servers of a version; shown as ignored where there are none, and a failure where there have to be.
+fn trial(version: &str, name: &str, test: impl FnOnce() + Send + 'static) -> Trial {
+    let missing = !is_there(version);
+    let required = std::env::var_os("CI").is_some();
+    let name = format!("etcd_{}_{name}", version.replace('.', "_"));
+    let run = move || {
+        if missing {
+            return Err("there is no such etcd: run `make etcd`".into());
+        }
+        test();
+        Ok(())
+    };
+    Trial::test(name, run).with_ignored_flag(missing && !required)
+}
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // They wait much more than they work.
+    arguments.test_threads.get_or_insert(16);
+    let mut trials = Vec::new();
+    for version in VERSIONS {
+        if !is_there(version) {
+            eprintln!("THERE IS NO ETCD {version}: what runs on it is not tested. `make etcd` gets it.");
+        }
+        trials.extend(conformance(version, 1));
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}

@@ -1,0 +1,225 @@
+//! Real etcd servers on this machine, to be stopped, frozen and killed. They end with this process, however it ends.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::scratch::Scratch;
+
+/// A server that takes longer to start does not.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The versions that are tested, by the names of their programs.
+pub(crate) const VERSIONS: [&str; 2] = ["3.4", "3.5"];
+
+/// Where `ci/etcd.sh` puts servers.
+fn servers() -> PathBuf {
+    std::env::var_os("ETCD_SERVERS").map_or_else(
+        || Path::new(option_env!("CARGO_TARGET_TMPDIR").unwrap_or("target/tmp")).with_file_name("etcd"),
+        PathBuf::from,
+    )
+}
+
+/// Whether there is a server of that version.
+pub(crate) fn is_there(version: &str) -> bool {
+    servers().join(format!("etcd-{version}")).exists()
+}
+
+/// Servers that form one cluster.
+pub(crate) struct Cluster {
+    version: String,
+    options: Vec<String>,
+    pub(crate) nodes: Vec<Node>,
+    scratch: Scratch,
+    /// `https` and where the keys are, if it has TLS.
+    tls: Option<PathBuf>,
+}
+
+pub(crate) struct Node {
+    pub(crate) port: u16,
+    peer: u16,
+    running: Option<Running>,
+}
+
+/// A server. The shell around it kills it as soon as its standard input ends.
+struct Running {
+    shell: Child,
+    _stdin: ChildStdin,
+    pid: Pid,
+}
+
+impl Cluster {
+    pub(crate) fn start(version: &str, nodes: usize, options: &[&str]) -> Self {
+        Self::with_tls(version, nodes, options, None)
+    }
+
+    /// With TLS if there is a folder with `ca.pem`, `server.pem` and `server.key`.
+    pub(crate) fn with_tls(version: &str, nodes: usize, options: &[&str], tls: Option<PathBuf>) -> Self {
+        let scratch = Scratch::in_memory("lease-etcd").unwrap();
+        let ports = free_ports(nodes * 2);
+        let nodes = ports.chunks(2).map(|two| Node { port: two[0], peer: two[1], running: None }).collect();
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let mut cluster = Self { version: version.into(), options, nodes, scratch, tls };
+        for node in 0..cluster.nodes.len() {
+            cluster.launch(node);
+        }
+        cluster.wait_until_healthy();
+        cluster
+    }
+
+    /// The URL for a prefix.
+    pub(crate) fn url(&self, prefix: &str) -> String {
+        let hosts: Vec<String> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+        let scheme = if self.tls.is_some() { "etcds" } else { "etcd" };
+        format!("{scheme}://{}/{prefix}", hosts.join(","))
+    }
+
+    fn launch(&mut self, at: usize) {
+        let http = if self.tls.is_some() { "https" } else { "http" };
+        let peers = self.nodes.iter().enumerate().fold(String::new(), |mut peers, (at, node)| {
+            let _ = write!(peers, "{}n{at}=http://127.0.0.1:{}", if at > 0 { "," } else { "" }, node.peer);
+            peers
+        });
+        let node = &self.nodes[at];
+        let (client, peer) = (format!("{http}://127.0.0.1:{}", node.port), format!("http://127.0.0.1:{}", node.peer));
+        let folder = self.scratch.path().join(format!("n{at}"));
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.with_extension("log")).unwrap();
+        let mut shell = Command::new("sh");
+        // The shell reads until its standard input ends: when it is closed, or this process does.
+        shell.args(["-c", "\"$@\" </dev/null & echo $!; read -r _; kill -9 $!; wait", "sh"]);
+        shell.arg(servers().join(format!("etcd-{}", self.version)));
+        shell.args(["--name", &format!("n{at}"), "--data-dir"]).arg(&folder);
+        shell.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+        shell.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer, "--initial-cluster", &peers]);
+        if let Some(tls) = &self.tls {
+            shell.arg("--client-cert-auth").arg("--trusted-ca-file").arg(tls.join("ca.pem"));
+            shell.arg("--cert-file").arg(tls.join("server.pem")).arg("--key-file").arg(tls.join("server.key"));
+        }
+        shell.args(&self.options);
+        let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let (stdin, stdout) = (shell.stdin.take().unwrap(), shell.stdout.take().unwrap());
+        let pid = BufReader::new(stdout).lines().next().unwrap().unwrap();
+        let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+        self.nodes[at].running = Some(Running { shell, _stdin: stdin, pid });
+    }
+
+    fn signal(&self, at: usize, signal: Signal) {
+        kill_process(self.nodes[at].running.as_ref().expect("it runs").pid, signal).unwrap();
+    }
+
+    pub(crate) fn freeze(&self, at: usize) {
+        self.signal(at, Signal::STOP);
+    }
+
+    pub(crate) fn thaw(&self, at: usize) {
+        self.signal(at, Signal::CONT);
+    }
+
+    /// As a power failure of that machine would end it.
+    pub(crate) fn kill(&mut self, at: usize) {
+        self.nodes[at].running = None;
+    }
+
+    /// Starts again what was killed.
+    pub(crate) fn revive(&mut self, at: usize) {
+        assert!(self.nodes[at].running.is_none());
+        self.launch(at);
+    }
+
+    /// Waits until a majority answers.
+    pub(crate) fn wait_until_healthy(&self) {
+        let limit = Instant::now() + PATIENCE;
+        while self.try_ctl(&["get", "health"]).is_err() {
+            assert!(Instant::now() < limit, "etcd does not start: see {}", self.scratch.path().display());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The node that leads; `None` while there is no leader that answers.
+    pub(crate) fn leader(&self) -> Option<usize> {
+        self.nodes.iter().position(|node| {
+            if node.running.is_none() {
+                return false;
+            }
+            let status = self.ctl_at(&[node.port], &["endpoint", "status", "--write-out=json", "--command-timeout=1s"]);
+            let status = status.unwrap_or_default();
+            let number = |key: &str| {
+                let (_, rest) = status.split_once(&format!("\"{key}\":"))?;
+                rest.split([',', '}']).next()?.parse::<u64>().ok()
+            };
+            number("leader").is_some() && number("leader") == number("member_id")
+        })
+    }
+
+    /// Runs etcdctl against all nodes; what it says.
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
+        self.try_ctl(arguments).unwrap_or_else(|error| panic!("etcdctl {arguments:?}: {error}"))
+    }
+
+    pub(crate) fn try_ctl(&self, arguments: &[&str]) -> Result<String, String> {
+        let ports: Vec<u16> = self.nodes.iter().filter(|node| node.running.is_some()).map(|node| node.port).collect();
+        self.ctl_at(&ports, arguments)
+    }
+
+    pub(crate) fn ctl_at(&self, ports: &[u16], arguments: &[&str]) -> Result<String, String> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let endpoints: Vec<String> = ports.iter().map(|port| format!("{scheme}://127.0.0.1:{port}")).collect();
+        let mut ctl = Command::new(servers().join("etcdctl"));
+        ctl.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", endpoints.join(",")));
+        if let Some(tls) = &self.tls {
+            ctl.arg("--cacert").arg(tls.join("ca.pem"));
+            ctl.arg("--cert").arg(tls.join("client.pem")).arg("--key").arg(tls.join("client.key"));
+        }
+        let output = ctl.args(["--dial-timeout=1s", "--command-timeout=3s"]).args(arguments).output().unwrap();
+        if output.status.success() {
+            Ok(String::from_utf8(output.stdout).unwrap())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    /// How many keys there are below a prefix.
+    pub(crate) fn keys(&self, prefix: &str) -> usize {
+        self.ctl(&["get", "--prefix", "--keys-only", prefix]).lines().filter(|line| !line.is_empty()).count()
+    }
+
+    /// How many leases there are.
+    pub(crate) fn leases(&self) -> usize {
+        self.ctl(&["lease", "list"]).lines().skip(1).filter(|line| !line.is_empty()).count()
+    }
+
+    /// A figure of a node's own, from its `/metrics`.
+    pub(crate) fn metric(&self, at: usize, name: &str) -> f64 {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.nodes[at].port)).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let lines = text.lines().filter_map(|line| line.strip_prefix(name));
+        lines
+            .filter(|rest| rest.starts_with([' ', '{']))
+            .filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A frozen one cannot be waited for.
+        let _ = kill_process(self.pid, Signal::KILL);
+        let _ = self.shell.kill();
+        let _ = self.shell.wait();
+    }
+}
+
+/// Ports that nobody uses now.
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
+    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+}
