@@ -116,6 +116,7 @@ macro_rules! conformance_tests {
             s5_evicting_is_compare_and_delete
             s6_not_before_ttl
             s6_not_after_ttl_and_slack
+            s6_not_after_ttl_and_slack_of_a_renewal_while_waiting
             s7_no_lost_wake_up
             s7_every_way_of_leaving_wakes
             s7_one_handover_wakes_one_waiter
@@ -632,6 +633,34 @@ pub async fn s6_not_after_ttl_and_slack(harness: &dyn Harness) {
         b.leave(&next).await;
         close(&[a, b]).await;
         in_time
+    })
+    .await;
+}
+
+/// The last renewal counts though it came when the waiter had long begun to wait: he does not begin to count anew.
+pub async fn s6_not_after_ttl_and_slack_of_a_renewal_while_waiting(harness: &dyn Harness) {
+    unless_slow(async || {
+        let (a, b) = Party::pair(harness, "S6").await;
+        let (name, ttl) = (harness.unique_name("renewed"), harness.ttl());
+        let (claim, next) = (a.claim(&name, ttl), b.claim(&name, LONG));
+        let sent = a.env.now();
+        let place = a.hold(&claim).await;
+        let (behind, _) = b.queue(&next).await;
+        let waiting = async {
+            let standing = b.look(&behind).await;
+            b.follow(&next, standing).await;
+            b.env.now()
+        };
+        let renewing = async {
+            a.env.sleep_until(sent + ttl / 4).await;
+            (a.renewed_before(sent + ttl, a.env.now(), &place).await, a.env.now())
+        };
+        let (passed_over, (renewed, answered)) = zip(waiting, renewing).await;
+        // A machine may be late, and a store that always is is wrong.
+        let in_time = passed_over <= answered + ttl + b.store.limits().slack + Duration::from_millis(50);
+        b.leave(&next).await;
+        close(&[a, b]).await;
+        renewed.is_some() && in_time
     })
     .await;
 }

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -75,7 +76,12 @@ impl Cluster {
 
     /// The URL for a prefix.
     pub(crate) fn url(&self, prefix: &str) -> String {
-        let hosts: Vec<String> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+        self.url_by(&self.nodes.iter().map(|node| node.port).collect::<Vec<_>>(), prefix)
+    }
+
+    /// The same by other ports.
+    pub(crate) fn url_by(&self, ports: &[u16], prefix: &str) -> String {
+        let hosts: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let scheme = if self.tls.is_some() { "etcds" } else { "etcd" };
         format!("{scheme}://{}/{prefix}", hosts.join(","))
     }
@@ -126,6 +132,12 @@ impl Cluster {
         self.nodes[at].running = None;
     }
 
+    /// As if its disk had been replaced.
+    pub(crate) fn forget(&mut self, at: usize) {
+        assert!(self.nodes[at].running.is_none());
+        std::fs::remove_dir_all(self.scratch.path().join(format!("n{at}"))).unwrap();
+    }
+
     /// Starts again what was killed.
     pub(crate) fn revive(&mut self, at: usize) {
         assert!(self.nodes[at].running.is_none());
@@ -139,6 +151,46 @@ impl Cluster {
             assert!(Instant::now() < limit, "etcd does not start: see {}", self.scratch.path().display());
             thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Waits until every node answers.
+    pub(crate) fn wait_until_all_healthy(&self) {
+        let limit = Instant::now() + PATIENCE;
+        while self.try_ctl(&["endpoint", "health"]).is_err() {
+            assert!(Instant::now() < limit, "a node does not come back: see {}", self.scratch.path().display());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    pub(crate) fn wait_for_leader(&self) -> usize {
+        let limit = Instant::now() + PATIENCE;
+        loop {
+            if let Some(leader) = self.leader() {
+                return leader;
+            }
+            assert!(Instant::now() < limit, "nobody leads: see {}", self.scratch.path().display());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    pub(crate) fn move_leader(&self, from: usize, to: usize) {
+        let status = self.ctl_at(&[self.nodes[to].port], &["endpoint", "status", "--write-out=json"]).unwrap();
+        let (_, rest) = status.split_once("\"member_id\":").unwrap();
+        let member: u64 = rest.split([',', '}']).next().unwrap().parse().unwrap();
+        self.ctl_at(&[self.nodes[from].port], &["move-leader", &format!("{member:x}")]).unwrap();
+    }
+
+    /// Whether the kernel says that it is stopped.
+    pub(crate) fn is_frozen(&self, at: usize) -> bool {
+        let pid = self.nodes[at].running.as_ref().expect("it runs").pid.as_raw_nonzero();
+        let limit = Instant::now() + PATIENCE;
+        while Instant::now() < limit {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            if stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')) {
+                return true;
+            }
+        }
+        false
     }
 
     /// The node that leads; `None` while there is no leader that answers.
@@ -168,6 +220,18 @@ impl Cluster {
     }
 
     pub(crate) fn ctl_at(&self, ports: &[u16], arguments: &[&str]) -> Result<String, String> {
+        self.ctl_with(ports, arguments, "")
+    }
+
+    /// Asks for more than the quota allows, and so makes the servers refuse to write until the alarm is disarmed.
+    pub(crate) fn raise_no_space(&self) {
+        let ports: Vec<u16> = self.nodes.iter().map(|node| node.port).collect();
+        let error = self.ctl_with(&ports, &["put", "too-large"], &"x".repeat(1_300_000)).unwrap_err();
+        assert!(error.contains("database space exceeded"), "{error}");
+    }
+
+    fn ctl_with(&self, ports: &[u16], arguments: &[&str], input: &str) -> Result<String, String> {
+        use std::io::Write;
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let endpoints: Vec<String> = ports.iter().map(|port| format!("{scheme}://127.0.0.1:{port}")).collect();
         let mut ctl = Command::new(servers().join("etcdctl"));
@@ -176,7 +240,11 @@ impl Cluster {
             ctl.arg("--cacert").arg(tls.join("ca.pem"));
             ctl.arg("--cert").arg(tls.join("client.pem")).arg("--key").arg(tls.join("client.key"));
         }
-        let output = ctl.args(["--dial-timeout=1s", "--command-timeout=3s"]).args(arguments).output().unwrap();
+        ctl.args(["--dial-timeout=1s", "--command-timeout=3s"]).args(arguments);
+        let mut ctl = ctl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // It ends without reading when it is not asked to.
+        let _ = ctl.stdin.take().unwrap().write_all(input.as_bytes());
+        let output = ctl.wait_with_output().unwrap();
         if output.status.success() {
             Ok(String::from_utf8(output.stdout).unwrap())
         } else {
@@ -194,18 +262,24 @@ impl Cluster {
         self.ctl(&["lease", "list"]).lines().skip(1).filter(|line| !line.is_empty()).count()
     }
 
-    /// A figure of a node's own, from its `/metrics`.
-    pub(crate) fn metric(&self, at: usize, name: &str) -> f64 {
+    /// A figure of a node's own, from its `/metrics`: the sum of those with that label.
+    pub(crate) fn metric(&self, at: usize, name: &str, label: &str) -> u64 {
         use std::io::{Read, Write};
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.nodes[at].port)).unwrap();
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
-        let lines = text.lines().filter_map(|line| line.strip_prefix(name));
-        lines
-            .filter(|rest| rest.starts_with([' ', '{']))
-            .filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum()
+        let lines = text.lines().filter_map(|line| line.strip_prefix(name)).filter(|rest| rest.starts_with([' ', '{']));
+        let figures =
+            lines.filter(|rest| rest.contains(label)).filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok());
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+        let sum = figures.sum::<f64>() as u64;
+        sum
+    }
+
+    /// How many calls of that method the node has got.
+    pub(crate) fn calls(&self, at: usize, method: &str) -> u64 {
+        self.metric(at, "grpc_server_started_total", &format!("grpc_method=\"{method}\""))
     }
 }
 
@@ -215,11 +289,20 @@ impl Drop for Running {
         let _ = kill_process(self.pid, Signal::KILL);
         let _ = self.shell.kill();
         let _ = self.shell.wait();
+        // Until it is dead its port is taken.
+        let dead = |stat: &str| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
+        let path = format!("/proc/{}/stat", self.pid.as_raw_nonzero());
+        while std::fs::read_to_string(&path).is_ok_and(|stat| !dead(&stat)) {
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 
-/// Ports that nobody uses now.
+/// Ports that nobody uses now, and that no connection is given: a server that is started again finds its own free.
 fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
-    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 16_000 + u16::try_from(std::process::id() % 160).unwrap() * 100;
+    let tried = std::iter::repeat_with(|| first + NEXT.fetch_add(1, Ordering::Relaxed) % 16_000);
+    let free = tried.map(|port| 16_000 + port % 16_000).filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.take(count).collect()
 }

@@ -5,4 +5,6 @@ pub(crate) mod etcd;
 pub(crate) mod journal;
 pub(crate) mod measure;
 pub(crate) mod process;
+#[cfg(feature = "etcd")]
+pub(crate) mod proxy;
 pub(crate) mod scratch;

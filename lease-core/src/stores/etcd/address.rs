@@ -80,6 +80,11 @@ impl Address {
                 return Err(Error::invalid(format!("the URL names {endpoint} twice")));
             }
         }
+        if prefix.contains('@') {
+            return Err(Error::invalid(
+                "there is an '@' after the first '/': in user and password write %2F for '/', in a prefix %40 for '@'",
+            ));
+        }
         let prefix = decode(prefix)?;
         let prefix = prefix.trim_end_matches('/');
         let prefix = if prefix.is_empty() { PREFIX } else { prefix };
@@ -104,7 +109,10 @@ impl Endpoint {
             Some(address) => {
                 let (host, port) = address.split_once(']').ok_or_else(|| wrong("'[' without ']'"))?;
                 host.parse::<std::net::Ipv6Addr>().map_err(|_| wrong("between brackets is an IPv6 address"))?;
-                (host, if port.is_empty() { None } else { Some(port.strip_prefix(':').unwrap_or(port)) })
+                match port.strip_prefix(':') {
+                    None if !port.is_empty() => return Err(wrong("after ']' follows ':' and the port")),
+                    port => (host, port),
+                }
             }
             None => match text.split_once(':') {
                 Some((host, port)) => (host, Some(port)),
@@ -119,7 +127,11 @@ impl Endpoint {
         }
         let port = match port {
             None => 2379,
-            Some(port) => port.parse().ok().filter(|port| *port > 0).ok_or_else(|| wrong("a port is 1 to 65535"))?,
+            Some(port) => Some(port)
+                .filter(|port| port.bytes().all(|digit| digit.is_ascii_digit()))
+                .and_then(|port| port.parse().ok())
+                .filter(|port| *port > 0)
+                .ok_or_else(|| wrong("a port is 1 to 65535"))?,
         };
         Ok(Self { host: host.into(), port })
     }
@@ -235,9 +247,24 @@ mod tests {
             let told: Vec<String> = address.endpoints.iter().map(ToString::to_string).collect();
             assert_eq!((&*told.join(" "), &*address.prefix), (endpoints, prefix), "{rest}");
         }
-        for wrong in
-            ["", "h", "/h", "//", "//h,", "//h:0", "//h:x", "//h:70000", "//[::1", "//[x]:1", "//h,h", "//a b", "//:1"]
-        {
+        for wrong in [
+            "",
+            "h",
+            "/h",
+            "//",
+            "//h,",
+            "//h:0",
+            "//h:x",
+            "//h:70000",
+            "//[::1",
+            "//[::1]2379",
+            "//h:+80",
+            "//user:123/45@h",
+            "//[x]:1",
+            "//h,h",
+            "//a b",
+            "//:1",
+        ] {
             assert_eq!(parse(wrong).unwrap_err().kind(), ErrorKind::Invalid, "{wrong:?}");
         }
     }

@@ -10,7 +10,7 @@
 
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -97,7 +97,8 @@ pub(super) struct Client {
     /// Told when a round of connecting is over.
     round_over: Notify,
     token: Mutex<Option<AsciiMetadataValue>>,
-    authenticating: tokio::sync::Mutex<()>,
+    /// Whether the server asks nobody who he is. Until it refuses one without a token.
+    open_to_all: AtomicBool,
     /// The latest revision, and the cluster: 0 until they are known.
     revision: AtomicI64,
     cluster: AtomicU64,
@@ -132,7 +133,7 @@ impl Client {
             state: Mutex::new(State { next, ..State::default() }),
             round_over: Notify::new(),
             token: Mutex::default(),
-            authenticating: tokio::sync::Mutex::default(),
+            open_to_all: AtomicBool::new(false),
             revision: AtomicI64::new(0),
             cluster: AtomicU64::new(0),
             slow: AtomicU32::new(0),
@@ -154,19 +155,28 @@ impl Client {
         let connection = self.connection().await?;
         // In a box of its own: it is large, and would make everything large that calls.
         let mut first = Box::pin(self.attempt(&connection, request.clone()));
-        let doubled = patience * (1 << self.slow.load(Ordering::Relaxed).min(PATIENCE_DOUBLINGS));
-        let in_time = until(&*self.env, self.env.now() + doubled, &mut first).await;
-        if let Some(answer) = in_time {
-            self.slow.store(0, Ordering::Relaxed);
-            return answer.map(|answer| Answered { answer, alone: true });
+        // With one server there is no other to ask, and asking it twice would not make it faster.
+        if self.endpoints.len() == 1 {
+            return first.await.map(|answer| Answered { answer, alone: true });
         }
-        self.slow.fetch_add(1, Ordering::Relaxed);
-        self.retire(&connection);
-        // The first that is answered: an error of one is no reason not to wait for the other.
-        let again = self.again(request, patience);
-        let first = async move { first.await.map(|answer| Answered { answer, alone: false }) };
-        let again = async move { again.await.map(|answered| Answered { alone: false, ..answered }) };
-        either(first, again).await
+        loop {
+            let slow = self.slow.load(Ordering::Relaxed);
+            let sent = self.env.now();
+            let patience = patience * (1 << slow.min(PATIENCE_DOUBLINGS));
+            if let Some(answer) = until(&*self.env, sent + patience, &mut first).await {
+                // Not at once: a server that is slow now and then would be asked twice now and then.
+                self.slow.store(slow.saturating_sub(1), Ordering::Relaxed);
+                return answer.map(|answer| Answered { answer, alone: true });
+            }
+            // A server that answers others is busy, and one that answers nobody is gone.
+            if !connection.has_answered_since(sent) {
+                break;
+            }
+        }
+        if self.retire(&connection) {
+            self.slow.fetch_add(1, Ordering::Relaxed);
+        }
+        both(first, self.again(request, patience)).await
     }
 
     /// The same in a box, because it calls itself.
@@ -184,12 +194,15 @@ impl Client {
             let token = self.token(connection).await?;
             let seen = self.revision.load(Ordering::Acquire);
             let sent = with_metadata(request.clone(), token.clone(), Some(self.limit));
-            match connection.unary::<Q, Q::Answer>(Q::PATH, sent).await {
+            let answer = connection.unary::<Q, Q::Answer>(Q::PATH, sent).await;
+            connection.answered(self.env.now());
+            match answer {
                 Ok(answer) => {
                     self.check::<Q>(&answer, seen).map_err(|failure| failure.at(&connection.endpoint))?;
                     return Ok(answer);
                 }
-                Err(failure) if failure.cause == Cause::Token && token.is_some() && !renewed => {
+                Err(failure) if failure.cause == Cause::Token && self.credentials.is_some() && !renewed => {
+                    self.open_to_all.store(false, Ordering::Relaxed);
                     self.forget_token(token.as_ref());
                     renewed = true;
                 }
@@ -259,16 +272,18 @@ impl Client {
         }
     }
 
-    /// No new requests go over it, and what it carries for long has to move.
-    pub(super) fn retire(&self, connection: &Arc<Connection>) {
+    /// No new requests go over it, and what it carries for long has to move. Says whether it was the one that served.
+    pub(super) fn retire(&self, connection: &Arc<Connection>) -> bool {
         let mut state = lock(&self.state);
-        if state.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
+        let served = state.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection));
+        if served {
             state.current = None;
             let at = self.endpoints.iter().position(|endpoint| *endpoint == connection.endpoint);
             state.next = at.map_or(0, |at| at + 1);
         }
         drop(state);
         connection.retired.cancel();
+        served
     }
 
     /// One round: every server is tried, the preferred one first.
@@ -292,7 +307,10 @@ impl Client {
                 (state.connecting, state.rounds) = (false, state.rounds + 1);
                 match outcome {
                     Ok(connection) => (state.current, state.failed, state.failures) = (Some(connection), None, 0),
-                    Err(failure) => (state.failed, state.failures) = (Some(failure), state.failures + 1),
+                    Err(failure) => {
+                        (state.failed, state.failures) = (Some(failure), state.failures + 1);
+                        state.next = first + 1;
+                    }
                 }
             })
             .await;
@@ -341,9 +359,10 @@ impl Client {
                 self.warn_about(&status);
                 Ok(connection)
             }
-            // Newer servers tell their status to administrators only: that it answers is enough.
+            // Newer servers tell their status to administrators only. That it answers is enough: whom it lets in to do what, the
+            // next request shows.
             Err(failure) if failure.error.kind() == ErrorKind::Denied && failure.cause == Cause::Refused => {
-                if self.credentials.is_some() { Ok(connection) } else { Err(failure) }
+                Ok(connection)
             }
             Err(failure) => Err(failure),
         }
@@ -377,11 +396,13 @@ impl Client {
 
     /// The token to send along: had from the server when there is none, by one for all.
     pub(super) async fn token(&self, connection: &Arc<Connection>) -> Result<Option<AsciiMetadataValue>, Failure> {
-        let Some(credentials) = &self.credentials else { return Ok(None) };
+        let credentials = self.credentials.as_ref().filter(|_| !self.open_to_all.load(Ordering::Relaxed));
+        let Some(credentials) = credentials else { return Ok(None) };
         if let Some(token) = &*lock(&self.token) {
             return Ok(Some(token.clone()));
         }
-        let _one = self.authenticating.lock().await;
+        // One for all on this connection. Not one for all: a server that is frozen would keep the others from letting us in.
+        let _one = connection.authenticating.lock().await;
         if let Some(token) = &*lock(&self.token) {
             return Ok(Some(token.clone()));
         }
@@ -396,6 +417,7 @@ impl Client {
                 Ok(Some(token))
             }
             Err(failure) if failure.error.message().contains("authentication is not enabled") => {
+                self.open_to_all.store(true, Ordering::Relaxed);
                 if self.warned.fetch_or(4, Ordering::Relaxed) & 4 == 0 {
                     observe::operator(
                         &*self.env,
@@ -417,18 +439,34 @@ impl Client {
     }
 }
 
-/// The first that succeeds; if none does, the error of the last.
-async fn either<T, E>(
-    first: impl Future<Output = Result<T, E>>,
-    second: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    let (mut first, mut second) = (pin!(first), pin!(second));
-    let one = or(async { (first.as_mut().await, true) }, async { (second.as_mut().await, false) }).await;
-    match one {
-        (Ok(answer), _) => Ok(answer),
-        (Err(_), true) => second.await,
-        (Err(_), false) => first.await,
+/// Two copies of a request: the first that is answered counts, and an error of one is no reason not to wait for the other. If
+/// both fail, it is certain that neither was applied only if both say so.
+async fn both<A>(
+    first: impl Future<Output = Result<A, Failure>>,
+    again: impl Future<Output = Result<Answered<A>, Failure>>,
+) -> Result<Answered<A>, Failure> {
+    let (mut first, mut again) = (pin!(first), pin!(again));
+    let answered = |answer| Answered { answer, alone: false };
+    let one = or(async { Ok(first.as_mut().await) }, async { Err(again.as_mut().await) }).await;
+    let (earlier, later) = match one {
+        Ok(Ok(answer)) => return Ok(answered(answer)),
+        Err(Ok(other)) => return Ok(answered(other.answer)),
+        Ok(Err(earlier)) => (earlier, again.await.map(|other| answered(other.answer))),
+        Err(Err(earlier)) => (earlier, first.await.map(answered)),
+    };
+    let later = match later {
+        Ok(answered) => return Ok(answered),
+        Err(later) => later,
+    };
+    // A lease that is gone is gone for every copy.
+    if later.cause == Cause::NoLease || earlier.cause == Cause::NoLease {
+        let (gone, _) = if later.cause == Cause::NoLease { (later, earlier) } else { (earlier, later) };
+        return Err(gone);
     }
+    if earlier.cause == Cause::Unknown {
+        return Err(Failure { cause: Cause::Unknown, error: later.error.with_doubt() });
+    }
+    Err(later)
 }
 
 /// What several servers came to: what cannot be retried counts first.

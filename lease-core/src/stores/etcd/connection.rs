@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use tonic_prost::ProstCodec;
 
 use super::address::{Endpoint, Tls};
 use super::failure::Failure;
+use crate::clock::Moment;
 use crate::runtime::Environment;
 
 /// The server takes it for an attack when a client pings more often than every 5 s.
@@ -33,6 +35,10 @@ pub(super) struct Connection {
     grpc: Origin,
     /// Cancelled when others take its place: what it carries for long has to move.
     pub(super) retired: CancellationToken,
+    /// Held by who asks for a token over it.
+    pub(super) authenticating: tokio::sync::Mutex<()>,
+    /// When a request on it was answered last.
+    answered: AtomicU64,
 }
 
 impl Connection {
@@ -63,7 +69,21 @@ impl Connection {
         let send = send.map_err(|error| failed("HTTP/2", &error))?;
         let uri = http::Uri::builder().scheme(scheme).authority(endpoint.to_string()).path_and_query("/").build();
         let uri = uri.map_err(|error| failed("its name", &error))?;
-        Ok(Arc::new(Self { endpoint, grpc: Origin { send, uri }, retired: CancellationToken::new() }))
+        Ok(Arc::new(Self {
+            endpoint,
+            grpc: Origin { send, uri },
+            retired: CancellationToken::new(),
+            authenticating: tokio::sync::Mutex::default(),
+            answered: AtomicU64::new(0),
+        }))
+    }
+
+    pub(super) fn answered(&self, now: Moment) {
+        self.answered.fetch_max(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    pub(super) fn has_answered_since(&self, since: Moment) -> bool {
+        self.answered.load(Ordering::Relaxed) > since.as_nanos()
     }
 
     /// Whether calls can still be made.
@@ -114,7 +134,8 @@ pub(super) fn with_metadata<Q>(request: Q, token: Option<AsciiMetadataValue>, li
         request.metadata_mut().insert("token", token);
     }
     if let Some(limit) = limit {
-        request.set_timeout(limit);
+        // A hint to the server, in a form that has not room for more.
+        request.set_timeout(limit.min(Duration::from_secs(86_400)));
     }
     request
 }

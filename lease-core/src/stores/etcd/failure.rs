@@ -21,6 +21,8 @@ pub(super) enum Cause {
     Token,
     /// It was not applied, because it names a lease that is not there.
     NoLease,
+    /// It was not applied, because there is no space for it.
+    NoSpace,
     /// It was not applied.
     Refused,
 }
@@ -33,6 +35,16 @@ impl Failure {
     /// The same, and who said so.
     pub(super) fn at(self, endpoint: &Endpoint) -> Self {
         Self { error: self.error.at(endpoint), ..self }
+    }
+
+    fn unanswered(status: &Status) -> Self {
+        let mut causes = String::new();
+        let mut source = std::error::Error::source(status);
+        while let Some(error) = source {
+            causes = format!(": {error}");
+            source = error.source();
+        }
+        Self::unknown(format!("etcd did not answer: {:?}, {}{causes}", status.code(), status.message()))
     }
 
     /// No answer, or one that says that the server does not know.
@@ -58,13 +70,15 @@ impl From<Status> for Failure {
         let message = status.message();
         let says = |text: &str| message.contains(text);
         let refused = |kind, hint: &str| Self::refused(Error::new(kind, format!("etcd refuses it: {message}{hint}")));
+        // What etcd itself says begins so. The same codes come from the transport, which knows nothing of the outcome.
         match status.code() {
+            code if !says("etcdserver: ") && code != Code::Unimplemented => Self::unanswered(&status),
             Code::Unauthenticated => Self { cause: Cause::Token, ..refused(ErrorKind::Denied, "") },
             Code::InvalidArgument if says("auth store is old") => {
                 Self { cause: Cause::Token, ..refused(ErrorKind::Denied, "") }
             }
             Code::InvalidArgument if says("user name is empty") => {
-                refused(ErrorKind::Denied, ": give user and password")
+                Self { cause: Cause::Token, ..refused(ErrorKind::Denied, ": give user and password") }
             }
             Code::InvalidArgument if says("authentication failed") => {
                 refused(ErrorKind::Denied, ": check user and password")
@@ -72,6 +86,7 @@ impl From<Status> for Failure {
             Code::PermissionDenied => {
                 refused(ErrorKind::Denied, ": the user needs to read and write all keys below the prefix")
             }
+            Code::FailedPrecondition if says("user name not found") => refused(ErrorKind::Denied, ""),
             Code::NotFound if says("lease not found") => {
                 let error = Error::unavailable("the etcd lease of the claim is gone");
                 Self { error, cause: Cause::NoLease }
@@ -79,22 +94,16 @@ impl From<Status> for Failure {
             Code::ResourceExhausted if says("space exceeded") => {
                 let hint =
                     "NOSPACE, its database is full: turn on auto-compaction, compact, defragment, and disarm the alarm";
-                Self::refused(Error::unavailable(format!("etcd refuses it: {hint}")))
+                Self { cause: Cause::NoSpace, error: Error::unavailable(format!("etcd refuses it: {hint}")) }
             }
-            Code::ResourceExhausted => Self::refused(Error::unavailable(format!("etcd refuses it for now: {message}"))),
+            Code::ResourceExhausted | Code::OutOfRange => {
+                Self::refused(Error::unavailable(format!("etcd refuses it for now: {message}")))
+            }
             Code::Unimplemented => refused(ErrorKind::Unsupported, ": it needs etcd 3.4 or later"),
-            Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition | Code::NotFound => {
+            Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound if !says("not leader") => {
                 refused(ErrorKind::Unsupported, "")
             }
-            code => {
-                let mut cause = String::new();
-                let mut source = std::error::Error::source(&status);
-                while let Some(error) = source {
-                    cause = format!(": {error}");
-                    source = error.source();
-                }
-                Self::unknown(format!("etcd did not answer: {code:?}, {message}{cause}"))
-            }
+            _ => Self::unanswered(&status),
         }
     }
 }
@@ -111,16 +120,18 @@ mod tests {
             (Code::DeadlineExceeded, "", ErrorKind::Unavailable, Cause::Unknown),
             (Code::Internal, "", ErrorKind::Unavailable, Cause::Unknown),
             (Code::Unknown, "transport error", ErrorKind::Unavailable, Cause::Unknown),
+            (Code::ResourceExhausted, "h2: enhance your calm", ErrorKind::Unavailable, Cause::Unknown),
+            (Code::PermissionDenied, "inadequate security", ErrorKind::Unavailable, Cause::Unknown),
             (Code::Unauthenticated, "etcdserver: invalid auth token", ErrorKind::Denied, Cause::Token),
             (Code::InvalidArgument, "etcdserver: revision of auth store is old", ErrorKind::Denied, Cause::Token),
-            (Code::InvalidArgument, "etcdserver: user name is empty", ErrorKind::Denied, Cause::Refused),
+            (Code::InvalidArgument, "etcdserver: user name is empty", ErrorKind::Denied, Cause::Token),
             (Code::PermissionDenied, "etcdserver: permission denied", ErrorKind::Denied, Cause::Refused),
             (Code::NotFound, "etcdserver: requested lease not found", ErrorKind::Unavailable, Cause::NoLease),
             (
                 Code::ResourceExhausted,
                 "etcdserver: mvcc: database space exceeded",
                 ErrorKind::Unavailable,
-                Cause::Refused,
+                Cause::NoSpace,
             ),
             (Code::Unimplemented, "", ErrorKind::Unsupported, Cause::Refused),
         ] {

@@ -202,9 +202,11 @@ impl Grants {
 
     async fn revoke_until(&self, id: i64, expires: Moment) {
         let (env, mut backoff) = (&self.client.env, Backoff::default());
-        while env.now() < expires {
-            match until(&**env, expires, self.revoke(id)).await {
-                Some(Err(failure)) if failure.error.is_retryable() => {
+        // Once at least, though it has expired by our clock: a new leader may have given it more time.
+        loop {
+            let limit = expires.max(env.now() + Duration::from_secs(5));
+            match until(&**env, limit, self.revoke(id)).await {
+                Some(Err(failure)) if failure.error.is_retryable() && env.now() < expires => {
                     env.sleep_until(env.now() + backoff.next(env.random())).await;
                 }
                 // It is gone, or never will be; or it has expired.

@@ -100,6 +100,23 @@ impl Span {
         }
     }
 
+    /// A claim in this line. What is deeper down belongs to a prefix that begins as ours does, and is foreign here.
+    pub(super) fn read(&self, kv: KeyValue) -> Result<Row> {
+        let in_line = kv.key.strip_prefix(&*self.first).is_some_and(|id| !id.contains(&b'/'));
+        if in_line { Row::read(kv) } else { Err(foreign(&kv.key)) }
+    }
+
+    /// The answer to a range within a transaction: its claims, and how many keys there are in all.
+    pub(super) fn rows(&self, answer: Option<ResponseOp>) -> Result<(Vec<Row>, u64)> {
+        match answer.and_then(|answer| answer.response) {
+            Some(response_op::Response::ResponseRange(range)) => {
+                let rows = range.kvs.into_iter().map(|kv| self.read(kv)).collect::<Result<_>>()?;
+                Ok((rows, range.count.unsigned_abs()))
+            }
+            _ => Err(Error::unavailable("etcd answered something else than was asked").with_doubt()),
+        }
+    }
+
     /// Holds while nobody is in the line.
     pub(super) fn is_empty(&self) -> Compare {
         Compare { range_end: self.end.clone(), ..created(&self.first, 0) }
@@ -203,17 +220,6 @@ impl From<TxnRequest> for RequestOp {
     }
 }
 
-/// The answer to a range within a transaction: its claims, and how many keys there are in all.
-pub(super) fn rows(answer: Option<ResponseOp>) -> Result<(Vec<Row>, u64)> {
-    match answer.and_then(|answer| answer.response) {
-        Some(response_op::Response::ResponseRange(range)) => {
-            let rows = range.kvs.into_iter().map(Row::read).collect::<Result<_>>()?;
-            Ok((rows, range.count.unsigned_abs()))
-        }
-        _ => Err(Error::unavailable("etcd answered something else than was asked").with_doubt()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,7 +260,9 @@ mod tests {
         for kv in foreign {
             assert_eq!(Row::read(kv).unwrap_err().kind(), ErrorKind::Incompatible);
         }
+        // Of the name b with the prefix p/a, whose line would else be a part of that of the name a with the prefix p.
         let elsewhere = KeyValue { key: b"p/a/b/00000000000000000000000000000007".into(), ..good };
+        assert!(keys.line("a").read(elsewhere.clone()).is_err());
         assert!(keys.name_of(&Row::read(elsewhere).unwrap()).is_err());
     }
 

@@ -39,7 +39,7 @@ use self::client::{Answered, Client, PATIENCE};
 use self::failure::{Cause, Failure};
 use self::grant::{Grant, Grants, no_lease};
 use self::holders::Holders;
-use self::line::{Keys, Row, created, delete, get, modified, rows, value};
+use self::line::{Keys, Row, created, delete, get, modified, value};
 use self::proto::{PutRequest, RangeRequest, ResponseOp, TxnRequest, response_op};
 use self::watch::{Told, Wanted, Watches};
 use crate::clock::Moment;
@@ -50,8 +50,9 @@ use crate::store::{Ahead, Claim, ClaimId, Departure, Limits, Name, Place, Record
 
 /// How much longer than its ttl a predecessor may be silent before it is taken away.
 const TAKE_OVER: Duration = Duration::from_millis(250);
-/// Renewals in one transaction: etcd takes 128 operations in a transaction and those nested in it.
-const BATCH: usize = 127;
+/// Renewals in one transaction: etcd takes 128 operations in a transaction, and in one that is nested in it as many less as it
+/// has. A refused renewal takes two reads.
+const BATCH: usize = 126;
 /// How often a request is made anew with what its answer has taught.
 const TRIES: usize = 4;
 /// How often those who were lost are forgotten.
@@ -103,6 +104,17 @@ struct Tie {
     named: i64,
     /// How many attempts to enter named it, of which no answer is known to be about the only one.
     in_doubt: u32,
+}
+
+/// What became of a renewal.
+enum Swap {
+    Done,
+    /// The key was last written by a renewal of ours that was not answered: to be sent again.
+    OwnWrite,
+    /// Certainly lost.
+    Gone {
+        superseded: bool,
+    },
 }
 
 /// A predecessor, as it was last seen.
@@ -190,27 +202,27 @@ impl EtcdStore {
     /// that the claim may hang on it.
     async fn tie_entry(&self, sent: Moment, claim: &Claim) -> Result<Arc<Grant>, Failure> {
         let again = |members: &mut HashMap<ClaimId, Member>| {
-            let tie = members.get_mut(&claim.id)?.ties.iter_mut().rfind(|tie| tie.grant.may_be_named(sent))?;
+            let member = members.get_mut(&claim.id)?;
+            let tie = member.ties.iter_mut().rfind(|tie| tie.grant.may_be_named(sent))?;
             tie.in_doubt += 1;
-            Some(tie.grant.clone())
+            let grant = tie.grant.clone();
+            member.sent = member.sent.max(sent);
+            Some(grant)
         };
         if let Some(grant) = again(&mut lock(&self.members)) {
             return Ok(grant);
         }
         let grant = self.grants.for_entry(claim.ttl, sent).await?;
         let mut members = lock(&self.members);
-        let member = members.entry(claim.id).or_insert_with(|| Member {
-            key: self.keys.claim(&claim.name, claim.id),
-            ttl: claim.ttl,
-            token: None,
-            modified: 0,
-            ties: Vec::new(),
-            before: None,
-            sent,
-            watched: None,
-        });
+        let member = members.entry(claim.id).or_insert_with(|| self.member(claim, sent));
+        member.sent = member.sent.max(sent);
         member.ties.push(Tie { grant: grant.clone(), named: 0, in_doubt: 1 });
         Ok(grant)
+    }
+
+    fn member(&self, claim: &Claim, sent: Moment) -> Member {
+        let key = self.keys.claim(&claim.name, claim.id);
+        Member { key, ttl: claim.ttl, token: None, modified: 0, ties: Vec::new(), before: None, sent, watched: None }
     }
 
     /// An attempt to enter was answered: with the revision at which it entered, if it did.
@@ -268,9 +280,9 @@ impl EtcdStore {
             self.holders.add(claim.id);
             return Ok(Standing::Head(token));
         }
-        let mut answers = answers.into_iter();
-        let (last, count) = rows(answers.next())?;
-        let (first, _) = rows(answers.next())?;
+        let (line, mut answers) = (self.keys.line(&claim.name), answers.into_iter());
+        let (last, count) = line.rows(answers.next())?;
+        let (first, _) = line.rows(answers.next())?;
         if let (Some(predecessor), Some(holder)) = (last.into_iter().next(), first.into_iter().next()) {
             let look_at = self.saw(claim.id, &predecessor, received, revision);
             return Ok(Standing::Behind(token, ahead(predecessor.token, holder, count, look_at)));
@@ -287,8 +299,8 @@ impl EtcdStore {
         alone: bool,
         answers: Vec<ResponseOp>,
     ) -> Result<Standing, Failure> {
-        let mut answers = answers.into_iter();
-        let (own, _) = rows(answers.next())?;
+        let (line, mut answers) = (self.keys.line(&claim.name), answers.into_iter());
+        let (own, _) = line.rows(answers.next())?;
         if let Some(row) = own.into_iter().next() {
             if let Some(member) = lock(&self.members).get_mut(&claim.id) {
                 (member.token, member.modified) = (Some(row.token), row.modified);
@@ -296,8 +308,8 @@ impl EtcdStore {
             return self.stand(&Place { claim: claim.clone(), token: row.token }).await;
         }
         self.settle_entry(claim, grant, alone, None);
-        let (last, count) = rows(answers.next())?;
-        let (first, _) = rows(answers.next())?;
+        let (last, count) = line.rows(answers.next())?;
+        let (first, _) = line.rows(answers.next())?;
         match (last.into_iter().next(), first.into_iter().next()) {
             (Some(last), Some(holder)) => {
                 let look_at = self.env.now() + last.ttl + TAKE_OVER;
@@ -315,7 +327,7 @@ impl EtcdStore {
         let request = RangeRequest { max_create_revision: place.token.get(), ..line.range(true, 2) };
         let answer = self.client.call(request).await?.answer;
         let revision = answer.header.as_ref().map_or(0, |header| header.revision);
-        let mut rows = answer.kvs.into_iter().map(Row::read);
+        let mut rows = answer.kvs.into_iter().map(|kv| line.read(kv));
         // Ours, and only with our token: else the next one would be a second head.
         let own = rows.next().transpose()?.filter(|row| row.id == place.claim.id && row.token == place.token);
         if own.is_none() {
@@ -345,7 +357,7 @@ impl EtcdStore {
             let counted = answer.kvs.len() as u64;
             let count = if answer.more { answer.count.unsigned_abs() - 1 } else { counted };
             if let Some(holder) = answer.kvs.into_iter().next() {
-                return Ok(Standing::Behind(token, ahead(before.token, Row::read(holder)?, count, look_at)));
+                return Ok(Standing::Behind(token, ahead(before.token, line.read(holder)?, count, look_at)));
             }
         }
     }
@@ -383,7 +395,9 @@ impl EtcdStore {
         });
         // Another stands there by now, as far as is known: it has to look.
         let Some(predecessor) = predecessor else { return Ok(()) };
-        let mut watch = self.watches.awaited(Wanted::Gone(predecessor));
+        let (members, env, id) = (self.members.clone(), self.env.clone(), place.claim.id);
+        let written = move |revision| was_written(&members, id, revision, env.now());
+        let mut watch = self.watches.awaited(Wanted::Gone { key: predecessor, written: Some(Box::new(written)) });
         if watch.told(Told::Created).await == Told::Created {
             // It may have left before the watch was there. That it exists is not the question: it is what is before us.
             match self.limited(self.see(place)).await? {
@@ -424,14 +438,17 @@ impl EtcdStore {
             if open.is_empty() {
                 break;
             }
-            let swaps: Vec<(Vec<u8>, i64)> =
-                open.iter().map(|at| self.tie_renewal(sent, places[*at], &grant)).collect();
-            let swap = |(key, named): &(Vec<u8>, i64)| TxnRequest {
+            let tie = |at: &usize| {
+                let (key, named) = self.tie_renewal(sent, places[*at], &grant);
+                (key, named, &places[*at].claim.name)
+            };
+            let swaps: Vec<(Vec<u8>, i64, &Name)> = open.iter().map(tie).collect();
+            let swap = |(key, named, name): &(Vec<u8>, i64, &Name)| TxnRequest {
                 compare: vec![modified(key, *named)],
                 success: vec![
                     PutRequest { key: key.clone(), value: Vec::new(), lease: grant.id, ignore_value: true }.into(),
                 ],
-                failure: vec![get(key).into()],
+                failure: vec![get(key).into(), self.keys.line(name).range(false, 1).into()],
             };
             let request =
                 TxnRequest { success: swaps.iter().map(|each| swap(each).into()).collect(), ..TxnRequest::default() };
@@ -448,21 +465,14 @@ impl EtcdStore {
                 Err(failure) => return fill(answers, &failure.error),
             };
             let revision = answer.header.as_ref().map_or(0, |header| header.revision);
-            for ((at, (_, named)), one) in open.iter().zip(&swaps).zip(answer.responses) {
+            for ((at, (_, named, _)), one) in open.iter().zip(&swaps).zip(answer.responses) {
                 answers[*at] = match self.renewed(sent, places[*at], *named, revision, &grant, one) {
-                    Ok(true) => Some(Ok(Renewal::Renewed { confirmed: sent, offered: false })),
-                    // Lost for certain; whether another holds the name by now is asked below.
-                    Ok(false) => Some(Ok(Renewal::Lost { superseded: false })),
-                    // Our own write of which the answer was lost: now its revision is known.
-                    Err(None) => None,
-                    Err(Some(error)) => Some(Err(error)),
+                    Ok(Swap::Done) => Some(Ok(Renewal::Renewed { confirmed: sent, offered: false })),
+                    Ok(Swap::Gone { superseded }) => Some(Ok(Renewal::Lost { superseded })),
+                    // Its revision is known now.
+                    Ok(Swap::OwnWrite) => None,
+                    Err(error) => Some(Err(error)),
                 };
-            }
-        }
-        for (at, answer) in answers.iter_mut().enumerate() {
-            if let Some(Ok(Renewal::Lost { superseded })) = answer {
-                let first = self.keys.line(&places[at].claim.name).range(false, 1);
-                *superseded = self.client.call(first).await.is_ok_and(|answered| !answered.answer.kvs.is_empty());
             }
         }
         fill(answers, &Error::unavailable("others write to the keys of this store as fast as it does").with_doubt())
@@ -471,21 +481,25 @@ impl EtcdStore {
     /// Notes that the claim may come to hang on this lease. Its key, and the revision that it should have.
     fn tie_renewal(&self, sent: Moment, place: &Place, grant: &Arc<Grant>) -> (Vec<u8>, i64) {
         let mut members = lock(&self.members);
-        let key = || self.keys.claim(&place.claim.name, place.claim.id);
-        match members.get_mut(&place.claim.id).filter(|member| member.token == Some(place.token)) {
-            Some(member) => {
-                member.sent = member.sent.max(sent);
-                let known = |tie: &Tie| tie.named == member.modified && Arc::ptr_eq(&tie.grant, grant);
-                if !member.ties.iter().any(known) {
-                    member.ties.push(Tie { grant: grant.clone(), named: member.modified, in_doubt: 0 });
-                }
-                (member.key.clone(), member.modified)
-            }
-            None => (key(), place.token.get()),
+        let member = members.entry(place.claim.id).or_insert_with(|| Member {
+            // Not entered by this store, so nothing is known of it: its token is the revision that it had at first.
+            token: Some(place.token),
+            modified: place.token.get(),
+            ..self.member(&place.claim, sent)
+        });
+        if member.token != Some(place.token) {
+            // No key has that one: it is asked what there is.
+            return (member.key.clone(), -1);
         }
+        member.sent = member.sent.max(sent);
+        let known = |tie: &Tie| tie.named == member.modified && Arc::ptr_eq(&tie.grant, grant);
+        if !member.ties.iter().any(known) {
+            member.ties.push(Tie { grant: grant.clone(), named: member.modified, in_doubt: 0 });
+        }
+        (member.key.clone(), member.modified)
     }
 
-    /// What one answer says: renewed or lost; an error that is `None` if it is to be sent again.
+    /// What the answer to one renewal says.
     fn renewed(
         &self,
         sent: Moment,
@@ -494,54 +508,57 @@ impl EtcdStore {
         revision: i64,
         grant: &Arc<Grant>,
         answer: ResponseOp,
-    ) -> Result<bool, Option<Error>> {
+    ) -> Result<Swap> {
         let Some(response_op::Response::ResponseTxn(answer)) = answer.response else {
-            return Err(Some(Error::unavailable("etcd answered something else than was asked").with_doubt()));
+            return Err(Error::unavailable("etcd answered something else than was asked").with_doubt());
         };
-        let mut members = lock(&self.members);
-        let member = members.get_mut(&place.claim.id).filter(|member| member.token == Some(place.token));
-        let mut freed = Vec::new();
-        let (renewed, written) = if answer.succeeded {
-            (Ok(true), revision)
+        let line = self.keys.line(&place.claim.name);
+        let swap = if answer.succeeded {
+            Swap::Done
         } else {
-            let (found, _) = rows(answer.responses.into_iter().next()).map_err(Some)?;
-            match found.into_iter().next().filter(|row| row.token == place.token) {
-                Some(row) => (Err(None), row.modified),
-                None => (Ok(false), 0),
+            let mut answers = answer.responses.into_iter();
+            let (found, _) = line.rows(answers.next())?;
+            if let Some(row) = found.into_iter().next().filter(|row| row.token == place.token) {
+                if let Some(member) = lock(&self.members).get_mut(&place.claim.id) {
+                    member.modified = member.modified.max(row.modified);
+                }
+                Swap::OwnWrite
+            } else {
+                Swap::Gone { superseded: line.rows(answers.next()).is_ok_and(|(first, _)| !first.is_empty()) }
             }
         };
-        if let Some(member) = member {
-            match &renewed {
-                // What took the key to be as it was before cannot come true any more. An older answer teaches nothing.
-                Ok(true) if written > member.modified => {
-                    member.modified = written;
-                    let (mut kept, mut rest) = (Vec::new(), std::mem::take(&mut member.ties));
-                    for mut tie in rest.drain(..) {
+        let mut freed = Vec::new();
+        {
+            let mut members = lock(&self.members);
+            let member = members.get_mut(&place.claim.id).filter(|member| member.token == Some(place.token));
+            match (&swap, member) {
+                // An older answer teaches nothing.
+                (Swap::Done, Some(member)) if revision > member.modified => {
+                    member.modified = revision;
+                    member.sent = member.sent.max(sent);
+                    for mut tie in std::mem::take(&mut member.ties) {
                         let holds = tie.named == named && Arc::ptr_eq(&tie.grant, grant);
                         if holds {
-                            tie.named = written;
+                            tie.named = revision;
                         }
-                        // An attempt to enter of which nothing is known can come true once the key is gone.
-                        if holds || tie.in_doubt > 0 || tie.named >= written {
-                            kept.push(tie);
+                        // What took the key to be as it was before cannot come true any more. But an attempt to enter of which
+                        // nothing is known can, once the key is gone.
+                        if holds || tie.in_doubt > 0 || tie.named >= revision {
+                            member.ties.push(tie);
                         } else {
                             freed.push(tie);
                         }
                     }
-                    member.ties = kept;
-                    member.sent = member.sent.max(sent);
                 }
-                Err(_) => member.modified = member.modified.max(written),
+                (Swap::Gone { .. }, Some(_)) => {
+                    let gone = members.remove(&place.claim.id);
+                    freed.extend(gone.into_iter().flat_map(|member| member.ties));
+                }
                 _ => {}
             }
         }
-        drop(members);
-        for tie in freed {
-            if tie.named == 0 {
-                tie.grant.free();
-            }
-        }
-        renewed
+        free(freed);
+        Ok(swap)
     }
 
     // ------------------------------------------------------------------------------- leaving
@@ -567,22 +584,40 @@ impl EtcdStore {
                 success: vec![delete(&key).into()],
                 failure: vec![get(&key).into()],
             };
-            let answer = self.client.call(request).await?.answer;
+            let answer = match self.client.call(request).await {
+                Ok(answered) => answered.answer,
+                Err(failure) if failure.cause == Cause::NoSpace => return self.depart_without_space(claim).await,
+                Err(failure) => return Err(failure),
+            };
             if !answer.succeeded {
                 // Renewed meanwhile, or entered without our knowing. If it is no claim any more, it is not ours to delete.
-                let (found, _) = rows(answer.responses.into_iter().next())?;
+                let (found, _) = self.keys.line(&claim.name).rows(answer.responses.into_iter().next())?;
                 named = found.first().map_or(0, |row| row.modified);
                 continue;
             }
-            let gone = lock(&self.members).remove(&claim.id);
-            for tie in gone.into_iter().flat_map(|member| member.ties) {
-                if tie.named == 0 {
-                    tie.grant.free();
-                }
-            }
+            self.forget(claim.id);
             return Ok(if named > 0 { Departure::Left } else { Departure::Gone });
         }
         Err(Failure::unknown("its key is written as fast as it can be deleted"))
+    }
+
+    /// A server that is full refuses transactions, and may do a plain delete.
+    async fn depart_without_space(&self, claim: &Claim) -> Result<Departure, Failure> {
+        let key = self.keys.claim(&claim.name, claim.id);
+        let found = self.client.call(get(&key)).await?.answer.kvs.into_iter().next();
+        if found.map(|kv| self.keys.line(&claim.name).read(kv)).transpose()?.is_none() {
+            self.forget(claim.id);
+            return Ok(Departure::Gone);
+        }
+        self.client.call(delete(&key)).await?;
+        self.forget(claim.id);
+        Ok(Departure::Left)
+    }
+
+    /// The claim is not in the line, for certain.
+    fn forget(&self, id: ClaimId) {
+        let gone = lock(&self.members).remove(&id);
+        free(gone.into_iter().flat_map(|member| member.ties));
     }
 
     /// Forgets claims that nobody renews and nobody makes leave: they were lost, and are gone by now.
@@ -605,8 +640,9 @@ impl EtcdStore {
     // ------------------------------------------------------------------------------- others
 
     async fn head(&self, name: &Name) -> Result<Option<(Row, u64)>, Failure> {
-        let answer = self.client.call(self.keys.line(name).range(false, 1)).await?.answer;
-        let head = answer.kvs.into_iter().next().map(Row::read).transpose()?;
+        let line = self.keys.line(name);
+        let answer = self.client.call(line.range(false, 1)).await?.answer;
+        let head = answer.kvs.into_iter().next().map(|kv| line.read(kv)).transpose()?;
         Ok(head.map(|head| (head, answer.count.unsigned_abs())))
     }
 
@@ -627,7 +663,9 @@ impl EtcdStore {
         loop {
             let answer = self.client.call(request.clone()).await?.answer;
             // All pages as of the first.
-            request.revision = answer.header.as_ref().map_or(0, |header| header.revision).max(request.revision);
+            if request.revision == 0 {
+                request.revision = answer.header.as_ref().map_or(0, |header| header.revision);
+            }
             for kv in answer.kvs {
                 request.key = [&*kv.key, b"\0"].concat();
                 let row = Row::read(kv)?;
@@ -657,7 +695,7 @@ impl EtcdStore {
         if head.as_ref().map(|head| head.token) != seen {
             return Ok(());
         }
-        let wanted = head.map_or_else(|| Wanted::Entered(self.keys.line(name)), |head| Wanted::Gone(head.key));
+        let wanted = head.map_or_else(|| Wanted::Entered(self.keys.line(name)), |head| Wanted::gone(head.key));
         let mut watch = self.watches.awaited(wanted);
         if watch.told(Told::Created).await == Told::Created
             && self.limited(self.head(name)).await?.map(|(head, _)| head.token) != seen
@@ -675,19 +713,43 @@ impl EtcdStore {
         let request =
             RangeRequest { min_create_revision: token.get(), max_create_revision: token.get(), ..line.range(false, 1) };
         let found = self.client.call(request).await?.answer.kvs.into_iter().next();
-        let Some(row) = found.map(Row::read).transpose()? else { return Ok(false) };
+        let Some(row) = found.map(|kv| line.read(kv)).transpose()? else { return Ok(false) };
         let request = TxnRequest {
             compare: vec![created(&row.key, token.get())],
             success: vec![delete(&row.key).into()],
             failure: Vec::new(),
         };
-        Ok(self.client.call(request).await?.answer.succeeded)
+        let Answered { answer, alone } = self.client.call(request).await?;
+        if !answer.succeeded && !alone {
+            // Another copy of the request may have done it.
+            return Err(Failure::unknown("the claim is gone, perhaps by this call"));
+        }
+        Ok(answer.succeeded)
     }
 }
 
 impl std::fmt::Debug for EtcdStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EtcdStore").field("closed", &self.client.closed.is_cancelled()).finish_non_exhaustive()
+    }
+}
+
+/// The predecessor of a claim was written at that revision, which was told now: so it is silent since now at the earliest.
+fn was_written(members: &Members, id: ClaimId, revision: i64, now: Moment) {
+    if let Some(before) = lock(members).get_mut(&id).and_then(|member| member.before.as_mut())
+        && before.seen < revision
+    {
+        (before.row.modified, before.silent_since, before.seen) = (revision, now, revision);
+    }
+}
+
+/// What hung on these leases does not any more. One that an attempt to enter named is another's next, if that attempt is over; if
+/// not, it is revoked, which makes the attempt harmless.
+fn free(ties: impl IntoIterator<Item = Tie>) {
+    for tie in ties {
+        if tie.named == 0 && tie.in_doubt == 0 {
+            tie.grant.free();
+        }
     }
 }
 
@@ -781,6 +843,8 @@ impl Store for EtcdStore {
 
     /// Claims stay until they expire: only `leave` says that the work has stopped.
     async fn close(&self) {
+        // Whoever has no time to wait for it closes all the same.
+        let _closed = self.client.closed.clone().drop_guard();
         if !self.client.closed.is_cancelled() {
             self.grants.close(self.env.now() + self.limit.min(Duration::from_secs(2))).await;
             self.client.closed.cancel();

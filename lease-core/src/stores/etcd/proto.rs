@@ -392,7 +392,6 @@ pub struct WatchCancelRequest {
     #[prost(int64, tag = "1")]
     pub watch_id: i64,
 }
-/// The events themselves are not read: that there are any is all that counts.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchResponse {
     #[prost(message, optional, tag = "1")]
@@ -410,10 +409,12 @@ pub struct WatchResponse {
     #[prost(message, repeated, tag = "11")]
     pub events: ::prost::alloc::vec::Vec<Event>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Event {
     #[prost(enumeration = "event::EventType", tag = "1")]
     pub r#type: i32,
+    #[prost(message, optional, tag = "2")]
+    pub kv: ::core::option::Option<KeyValue>,
 }
 /// Nested message and enum types in `Event`.
 pub mod event {

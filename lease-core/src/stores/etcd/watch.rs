@@ -15,6 +15,7 @@ use super::client::Client;
 use super::connection::{Path, with_metadata};
 use super::failure::Failure;
 use super::line::Span;
+use super::proto::event::EventType;
 use super::proto::watch_create_request::FilterType;
 use super::proto::watch_request::RequestUnion;
 use super::proto::{WatchCancelRequest, WatchCreateRequest, WatchRequest, WatchResponse};
@@ -34,15 +35,31 @@ pub(super) enum Told {
     Broken,
 }
 
-/// Called on the library's thread, under no lock.
-pub(super) type Listener = Box<dyn Fn(Told) + Send + Sync>;
-
 /// What is watched.
 pub(super) enum Wanted {
-    /// That the key is deleted.
-    Gone(Vec<u8>),
+    /// That the key is deleted; with `written`, also at which revisions it is written until then.
+    Gone { key: Vec<u8>, written: Option<Written> },
     /// That a key is written in the span.
     Entered(Span),
+}
+
+/// Called on the library's thread, under no lock.
+pub(super) type Tell = Box<dyn Fn(Told) + Send + Sync>;
+/// The same.
+pub(super) type Written = Box<dyn Fn(i64) + Send + Sync>;
+
+/// Who listens to a watch.
+struct Listener {
+    tell: Tell,
+    written: Option<Written>,
+    /// Whether it is the writing that counts.
+    entered: bool,
+}
+
+impl Wanted {
+    pub(super) fn gone(key: Vec<u8>) -> Self {
+        Self::Gone { key, written: None }
+    }
 }
 
 pub(super) struct Watches {
@@ -81,11 +98,16 @@ impl Watches {
         Self { client, state: Arc::default() }
     }
 
-    pub(super) fn add(&self, wanted: Wanted, listener: Listener) -> Watch {
-        let (span, filter) = match wanted {
-            Wanted::Gone(key) => (Span { first: key, end: Vec::new() }, FilterType::Noput),
-            Wanted::Entered(span) => (span, FilterType::Nodelete),
+    pub(super) fn add(&self, wanted: Wanted, tell: Tell) -> Watch {
+        let (span, filter, written, entered) = match wanted {
+            Wanted::Gone { key, written } => {
+                // Without the filter if the writing is to be told too.
+                let filter = written.is_none().then_some(FilterType::Noput);
+                (Span { first: key, end: Vec::new() }, filter, written, false)
+            }
+            Wanted::Entered(span) => (span, Some(FilterType::Nodelete), None, true),
         };
+        let listener = Listener { tell, written, entered };
         let mut state = lock(&self.state);
         state.last_id += 1;
         let id = state.last_id;
@@ -94,7 +116,7 @@ impl Watches {
             key: span.first,
             range_end: span.end,
             start_revision: 0,
-            filters: vec![filter.into()],
+            filters: filter.into_iter().map(Into::into).collect(),
             watch_id: id,
         };
         let requests = match &state.requests {
@@ -128,7 +150,7 @@ impl Watches {
                 std::mem::take(&mut state.listeners)
             };
             for listener in broken.into_values() {
-                listener(Told::Broken);
+                (listener.tell)(Told::Broken);
             }
         }));
         requests
@@ -149,6 +171,11 @@ async fn stream(
     let told = async {
         let mut answers = connection.streaming::<WatchRequest, WatchResponse>(PATH, request).await?;
         while let Some(answer) = answers.message().await.map_err(|status| connection.failure(status))? {
+            if answer.canceled && (answer.created || answer.watch_id < 0) {
+                // Newer servers refuse to create one without saying which.
+                client.forget_token(token.as_ref());
+                return Err(Failure::unknown(format!("a watch was refused: {}", answer.cancel_reason)));
+            }
             // One that was dropped meanwhile is cancelled by us.
             let Some(listener) = lock(state).listeners.get(&answer.watch_id).cloned() else { continue };
             if answer.canceled {
@@ -156,10 +183,15 @@ async fn stream(
                 client.forget_token(token.as_ref());
                 return Err(Failure::unknown(format!("a watch was cancelled: {}", answer.cancel_reason)));
             }
-            if !answer.events.is_empty() {
-                listener(Told::Fired);
-            } else if answer.created {
-                listener(Told::Created);
+            if answer.created {
+                (listener.tell)(Told::Created);
+            }
+            for event in answer.events {
+                if (event.r#type() == EventType::Put) == listener.entered {
+                    (listener.tell)(Told::Fired);
+                } else if let (Some(written), Some(kv)) = (&listener.written, event.kv) {
+                    written(kv.mod_revision);
+                }
             }
         }
         Ok(())

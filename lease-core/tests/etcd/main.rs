@@ -2,7 +2,11 @@
 
 // Shared with programs that use other parts of it.
 #[allow(dead_code)]
+#[path = "../support/mod.rs"]
 mod support;
+
+mod faults;
+mod rules;
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -99,6 +103,14 @@ fn main() {
             eprintln!("THERE IS NO ETCD {version}: what runs on it is not tested. `make etcd` gets it.");
         }
         trials.extend(conformance(version, 1));
+        trials.extend(
+            faults::FAULTS.iter().map(|(name, fault)| {
+                trial(version, &format!("fault_{name}"), move || faults::in_turn(|| fault(version)))
+            }),
+        );
+        trials.extend(
+            rules::RULES.iter().map(|(name, rule)| trial(version, &format!("rule_{name}"), move || rule(version))),
+        );
     }
     libtest_mimic::run(&arguments, trials).exit();
 }
