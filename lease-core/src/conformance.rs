@@ -1170,7 +1170,7 @@ impl Party {
     fn claim(&self, name: &Name, ttl: Duration) -> Claim {
         let id = u128::from(self.env.random()) << 64 | u128::from(self.env.random());
         let owner = format!("conformance:{:08x}", id >> 96);
-        Claim { name: name.clone(), id: ClaimId(id), ttl, owner: owner.into(), queues: true }
+        Claim { name: name.clone(), id: ClaimId(id), ttl, owner: owner.into(), queues: true, follows: None }
     }
 
     async fn within<T>(&self, what: &str, work: impl Future<Output = T>) -> T {

@@ -96,7 +96,7 @@ impl Core {
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let outcome = run(&self.env, work).await;
+        let outcome = run(&self.env, self.store.answers_at_once(), work).await;
         outcome.map_err(
             |error| if error.kind() == ErrorKind::Internal { self.open().err().unwrap_or(error) } else { error },
         )
@@ -108,6 +108,7 @@ impl Core {
         let (core, claim, unsettled) = (self.clone(), claim.clone(), self.unsettled.token());
         start(
             &*self.env,
+            self.store.answers_at_once(),
             Box::pin(async move {
                 let _unsettled = unsettled;
                 let left = core.depart(&claim).await;

@@ -199,6 +199,12 @@ impl Error {
         self
     }
 
+    #[cfg(feature = "etcd")]
+    pub(crate) fn without_doubt(mut self) -> Self {
+        self.0.in_doubt = false;
+        self
+    }
+
     /// The same with the operation that failed, and the name, unless they are known: for bindings.
     #[must_use]
     pub fn during(mut self, operation: &'static str, name: Option<&Name>) -> Self {

@@ -16,7 +16,7 @@ use crate::engine::Handle;
 use crate::error::{Error, ErrorKind, Holder, Result};
 use crate::heartbeat::Pulse;
 use crate::lease::Lease;
-use crate::store::{Ahead, Name, Token};
+use crate::store::{Ahead, ClaimId, Name, Token};
 
 /// The least time between two warnings of the same kind.
 const WARN_EVERY: Duration = Duration::from_secs(10);
@@ -139,6 +139,12 @@ impl Lines {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The claim that holds the name here.
+    pub(crate) fn held(&self, name: &Name) -> Option<ClaimId> {
+        let (pulse, _) = self.names.get(name)?.held.as_ref().filter(|(pulse, _)| pulse.end_reason().is_none())?;
+        Some(pulse.place.claim.id)
     }
 
     /// The token of who holds the name here, and for how long, if a warning about that is due: not for each of many who wait

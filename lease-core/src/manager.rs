@@ -226,7 +226,7 @@ impl Manager {
         let core = self.handle.core.clone();
         let limit = core.env.now() + LEAVE_LIMIT;
         let closing = core.clone();
-        let left = see_through(&core.env, async move { closing.shut().await }).await;
+        let left = see_through(&core.env, true, async move { closing.shut().await }).await;
         core.env.stop(limit).await;
         left.map_err(|error| error.during("close", None))
     }

@@ -47,7 +47,7 @@ pub(crate) async fn wait(
         observe::own_holder(name, token, held_for);
     }
     if first {
-        start(&*core.env, Box::pin(pursue(core.clone(), name.clone())));
+        start(&*core.env, core.store.answers_at_once(), Box::pin(pursue(core.clone(), name.clone())));
     }
     lease.await.unwrap_or_else(|_| Err(Error::closed()))
 }
@@ -178,7 +178,9 @@ struct Entry {
 
 impl Entry {
     fn new(core: Arc<Core>, name: &Name, terms: Terms, queues: bool) -> Self {
-        let claim = Claim { name: name.clone(), id: core.new_id(), ttl: terms.ttl, owner: terms.owner, queues };
+        let follows = lock(&core.lines).held(name);
+        let claim =
+            Claim { name: name.clone(), id: core.new_id(), ttl: terms.ttl, owner: terms.owner, queues, follows };
         let unsettled = core.unsettled.token();
         Self { core, claim, first_sent: None, pulse: None, handed_out: false, _unsettled: unsettled }
     }

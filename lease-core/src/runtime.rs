@@ -72,8 +72,11 @@ pub(crate) async fn until<T>(env: &dyn Environment, at: Moment, work: impl Futur
     .await
 }
 
-/// Goes as far here as it can without waiting; what has to wait goes on on the library's thread.
-pub(crate) fn start(env: &dyn Environment, mut task: Task) {
+/// Goes as far as it can without waiting, in this thread if it may succeed `here`; what has to wait goes on on the library's.
+pub(crate) fn start(env: &dyn Environment, here: bool, mut task: Task) {
+    if !here {
+        return env.spawn(task);
+    }
     let first = AssertUnwindSafe(|| task.as_mut().poll(&mut Context::from_waker(Waker::noop())));
     // A store's panic ends its task here as it would on the library's thread; what the task guards tells who waits.
     if let Ok(Poll::Pending) = catch_unwind(first) {
@@ -84,17 +87,19 @@ pub(crate) fn start(env: &dyn Environment, mut task: Task) {
 /// [`start`]s the work and waits for its result under any executor. Dropping this drops the work.
 pub(crate) async fn run<T: Send + 'static>(
     env: &Arc<dyn Environment>,
+    here: bool,
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     let dropped = CancellationToken::new();
     let _drop = dropped.clone().drop_guard();
     let work = async move { dropped.run_until_cancelled(work).await.unwrap_or_else(|| Err(Error::closed())) };
-    see_through(env, work).await
+    see_through(env, here, work).await
 }
 
 /// [`start`]s the work and waits for its result under any executor. Dropping this leaves the work going on.
 pub(crate) async fn see_through<T: Send + 'static>(
     env: &Arc<dyn Environment>,
+    here: bool,
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     /// Tells the caller, where his waker may run, though the work is dropped half way.
@@ -114,7 +119,7 @@ pub(crate) async fn see_through<T: Send + 'static>(
             answer.1.deliver(Box::new(move || drop(tx.send(result))));
         }
     };
-    start(&**env, Box::pin(task));
+    start(&**env, here, Box::pin(task));
     rx.await.unwrap_or_else(|_| Err(Error::dropped()))
 }
 

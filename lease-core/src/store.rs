@@ -210,6 +210,9 @@ pub struct Claim {
     pub owner: Arc<str>,
     /// Whether it enters a line that is not empty. If not, [`Standing::Busy`] is the answer and nothing was written.
     pub queues: bool,
+    /// The claim of the same manager that holds the name now, if one does. If that leaves soon, a store may enter this one by
+    /// the same write.
+    pub follows: Option<ClaimId>,
 }
 
 /// A claim that is known to have entered, and where.
@@ -321,6 +324,12 @@ pub struct Limits {
 pub trait Store: Send + Sync + 'static {
     /// What this store can do.
     fn limits(&self) -> Limits;
+
+    /// Whether requests may be answered without waiting. If none ever is, nothing is tried in the caller's thread: it would only
+    /// be in the way of the library's.
+    fn answers_at_once(&self) -> bool {
+        true
+    }
 
     /// After how long an unrenewed claim is gone, for those too who did not see it grow old: who comes later, and `inspect`.
     fn gone_after(&self, ttl: Duration) -> Duration {

@@ -372,6 +372,10 @@ impl Store for CutStore {
         self.store.limits()
     }
 
+    fn answers_at_once(&self) -> bool {
+        self.store.answers_at_once()
+    }
+
     fn gone_after(&self, ttl: Duration) -> Duration {
         self.store.gone_after(ttl)
     }

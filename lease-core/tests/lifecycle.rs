@@ -1120,7 +1120,7 @@ async fn secrets_in_debug_output() {
 #[tokio::test(start_paused = true)]
 async fn own_stores_are_welcome() {
     let rig = Rig::new().await;
-    let claim = Claim { name: name(), id: ClaimId(7), ttl: TTL, owner: "me".into(), queues: true };
+    let claim = Claim { name: name(), id: ClaimId(7), ttl: TTL, owner: "me".into(), queues: true, follows: None };
     let standing = rig.memory.claim(rig.now(), &claim).await.unwrap();
     assert!(matches!(standing, Standing::Head(_)));
     let late = rig.manager.acquire("n").timeout(Duration::from_secs(1)).await;

@@ -161,7 +161,7 @@ fn claim(name: &str) -> Claim {
 fn claim_for(name: &str, ttl: Duration) -> Claim {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let id = u128::from(std::process::id()) << 64 | u128::from(NEXT.fetch_add(1, Ordering::Relaxed));
-    Claim { name: Name::new(name).unwrap(), id: ClaimId(id), ttl, owner: "test".into(), queues: true }
+    Claim { name: Name::new(name).unwrap(), id: ClaimId(id), ttl, owner: "test".into(), queues: true, follows: None }
 }
 
 fn kind<T>(result: Result<T>) -> ErrorKind {

@@ -59,7 +59,9 @@ struct Lines;
 
 impl Subscriber for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && *metadata.level() <= Level::DEBUG
+        // What the library is built on logs by itself, for who develops that.
+        let ours = metadata.target().starts_with("lease");
+        ours && metadata.is_event() && *metadata.level() <= Level::DEBUG
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {

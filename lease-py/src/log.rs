@@ -24,7 +24,9 @@ fn logger(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
 
 impl Subscriber for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && (*metadata.level() <= Level::INFO || DEBUG.load(Ordering::Relaxed))
+        // What the library is built on logs by itself, for who develops that.
+        let ours = metadata.target().starts_with("lease");
+        ours && metadata.is_event() && (*metadata.level() <= Level::INFO || DEBUG.load(Ordering::Relaxed))
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {

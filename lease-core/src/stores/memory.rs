@@ -363,6 +363,7 @@ mod tests {
                 ttl: Duration::from_secs(60),
                 owner: "test".into(),
                 queues: true,
+                follows: None,
             };
             {
                 let mut watching = std::pin::pin!(store.changed(&claim.name, None));

@@ -1,6 +1,7 @@
 //! The rules of the store, one by one, each seen from outside on a real server: what it sends, what it leaves, what it
 //! survives. One node.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ pub(crate) type Rule = (&'static str, fn(&str));
 
 pub(crate) const RULES: &[Rule] = &[
     ("an_uncontended_acquire_is_one_transaction_and_so_is_its_release", an_uncontended_acquire_is_one_transaction),
+    ("the_next_of_a_manager_enters_as_the_last_one_leaves", the_next_of_a_manager_enters_as_the_last_one_leaves),
     ("renewals_share_transactions_and_no_lease_is_kept_alive", renewals_share_transactions),
     ("waiters_watch_their_predecessors_on_one_stream", waiters_watch_their_predecessors),
     ("a_hand_over_is_no_matter_of_100_ms", a_hand_over_is_no_matter_of_100_ms),
@@ -82,6 +84,43 @@ fn an_uncontended_acquire_is_one_transaction(version: &str) {
     manager.close().unwrap();
 }
 
+fn the_next_of_a_manager_enters_as_the_last_one_leaves(version: &str) {
+    const WAITERS: usize = 4;
+    const ROUNDS: usize = 15;
+    let cluster = Cluster::start(version, 1, &[]);
+    let manager = open(&cluster.url("p"));
+    for _ in 0..2 {
+        manager.acquire("n").wait().unwrap().release().unwrap();
+    }
+    until("spare leases", || cluster.leases() >= 2);
+    let (before, last) = (cluster.calls(0, "Txn"), AtomicI64::new(0));
+    thread::scope(|scope| {
+        for _ in 0..WAITERS {
+            scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    let lease = manager.acquire("n").timeout(LIMIT).wait().unwrap();
+                    let earlier = last.swap(lease.token().get(), Ordering::SeqCst);
+                    assert!(earlier < lease.token().get(), "{lease:?} after {earlier}");
+                    lease.release().unwrap();
+                }
+            });
+        }
+    });
+    let (made, grants) = (cluster.calls(0, "Txn") - before, (WAITERS * ROUNDS) as u64);
+    assert!(made <= grants + grants / 3, "{made} transactions for {grants} grants");
+    assert_eq!(cluster.keys("p/"), 0);
+    // One who holds for long does not keep the next one out of the line.
+    let held = manager.acquire("n").wait().unwrap();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| manager.acquire("n").timeout(LIMIT).wait().unwrap());
+        until("the next one is in the line", || cluster.keys("p/n/") == 2);
+        held.release().unwrap();
+        waiting.join().unwrap().release().unwrap();
+    });
+    manager.close().unwrap();
+    assert_eq!((cluster.keys("p/"), cluster.leases()), (0, 0), "keys and leases that are left");
+}
+
 fn renewals_share_transactions(version: &str) {
     const HELD: usize = 300;
     let cluster = Cluster::start(version, 1, &[]);
@@ -131,9 +170,9 @@ fn waiters_watch_their_predecessors(version: &str) {
             }
         }
         until("all wait", || cluster.keys("p/") == NAMES * (WAITERS + 1));
-        // One for each that waits, and one for each holder's own key.
+        // Two for each that waits, and one for each holder's own key.
         until("all watch", || {
-            cluster.metric(0, "etcd_debugging_mvcc_watcher_total", "") == (NAMES * (WAITERS + 1)) as u64
+            cluster.metric(0, "etcd_debugging_mvcc_watcher_total", "") == (NAMES * (2 * WAITERS + 1)) as u64
         });
         assert_eq!(cluster.calls(0, "Watch"), WAITERS as u64 + 1, "streams");
         let events = cluster.metric(0, "etcd_debugging_mvcc_events_total", "");
@@ -145,7 +184,7 @@ fn waiters_watch_their_predecessors(version: &str) {
         }
         // Each leaving is one event for one waiter. Of a herd it would be as many as wait.
         let events = cluster.metric(0, "etcd_debugging_mvcc_events_total", "") - events;
-        let most = NAMES * (WAITERS + 1) * 2;
+        let most = NAMES * (WAITERS + 1) * 3;
         assert!(events > 0 && events <= most as u64, "{events} events for {} leavings", NAMES * (WAITERS + 1));
     });
     assert_eq!(cluster.calls(0, "Watch"), WAITERS as u64 + 1, "streams");
@@ -338,6 +377,7 @@ fn a_refused_copy_says_nothing_of_the_other(version: &str) {
         ttl: LONG,
         owner: "test".into(),
         queues: true,
+        follows: None,
     };
     let warm = claim("warm", 1);
     assert!(matches!(block_on(store.claim(env.now(), &warm)).unwrap(), Standing::Head(_)));
@@ -610,7 +650,7 @@ fn compaction_and_defragmentation_disturb_no_waiter(version: &str) {
     let held = holder.acquire("n").wait().unwrap();
     thread::scope(|scope| {
         let waiting = scope.spawn(|| waiter.acquire("n").timeout(LIMIT).wait().unwrap());
-        until("it watches", || cluster.metric(0, "etcd_debugging_mvcc_watcher_total", "") == 2);
+        until("it watches", || cluster.metric(0, "etcd_debugging_mvcc_watcher_total", "") == 3);
         for round in 0..5 {
             cluster.ctl(&["put", "other", &round.to_string()]);
             let text = cluster.ctl(&["get", "other", "--write-out=fields"]);

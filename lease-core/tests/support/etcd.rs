@@ -93,6 +93,12 @@ impl Cluster {
             peers
         });
         let node = &self.nodes[at];
+        // One that was killed keeps its ports until the last of its threads is gone.
+        let limit = Instant::now() + PATIENCE;
+        while [node.port, node.peer].iter().any(|port| TcpListener::bind(("127.0.0.1", *port)).is_err()) {
+            assert!(Instant::now() < limit, "the ports of a server that was killed are not free");
+            thread::sleep(Duration::from_millis(5));
+        }
         let (client, peer) = (format!("{http}://127.0.0.1:{}", node.port), format!("http://127.0.0.1:{}", node.peer));
         let folder = self.scratch.path().join(format!("n{at}"));
         let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.with_extension("log")).unwrap();
@@ -289,12 +295,6 @@ impl Drop for Running {
         let _ = kill_process(self.pid, Signal::KILL);
         let _ = self.shell.kill();
         let _ = self.shell.wait();
-        // Until it is dead its port is taken.
-        let dead = |stat: &str| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
-        let path = format!("/proc/{}/stat", self.pid.as_raw_nonzero());
-        while std::fs::read_to_string(&path).is_ok_and(|stat| !dead(&stat)) {
-            thread::sleep(Duration::from_millis(2));
-        }
     }
 }
 

@@ -36,7 +36,7 @@ use crate::runtime::{Environment, lock, until};
 /// After how long a request is sent again, to another server.
 pub(super) const PATIENCE: Duration = Duration::from_millis(300);
 /// How often it is doubled while nothing is answered in time.
-const PATIENCE_DOUBLINGS: u32 = 3;
+const PATIENCE_DOUBLINGS: u32 = 1;
 /// How long a server may take to let us in before the next one is tried too.
 const STAGGER: Duration = Duration::from_millis(200);
 /// The longest pause after every server failed. Short, because a lease has a sixth of its ttl to be renewed in.
@@ -152,7 +152,7 @@ impl Client {
         request: Q,
         patience: Duration,
     ) -> Result<Answered<Q::Answer>, Failure> {
-        let connection = self.connection().await?;
+        let connection = self.connection().await.map_err(Failure::not_sent)?;
         // In a box of its own: it is large, and would make everything large that calls.
         let mut first = Box::pin(self.attempt(&connection, request.clone()));
         // With one server there is no other to ask, and asking it twice would not make it faster.

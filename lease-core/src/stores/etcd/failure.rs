@@ -32,6 +32,11 @@ impl Failure {
         Self { error, cause: Cause::Refused }
     }
 
+    /// The same of a request that could not even be sent.
+    pub(super) fn not_sent(self) -> Self {
+        if self.cause == Cause::Unknown { Self::refused(self.error.without_doubt()) } else { self }
+    }
+
     /// The same, and who said so.
     pub(super) fn at(self, endpoint: &Endpoint) -> Self {
         Self { error: self.error.at(endpoint), ..self }

@@ -94,9 +94,17 @@ impl Grants {
         })
     }
 
-    /// A lease for one claim to enter with, at hand if it can be.
+    /// A lease for one claim to enter with.
     pub(super) async fn for_entry(&self, ttl: Duration, sent: Moment) -> Result<Arc<Grant>, Failure> {
-        let spare = {
+        match self.at_hand(ttl, sent) {
+            Some(grant) => Ok(grant),
+            None => self.ask(ttl, ttl / 3).await,
+        }
+    }
+
+    /// A spare one. Sees to it that there will be one the next time too.
+    pub(super) fn at_hand(&self, ttl: Duration, sent: Moment) -> Option<Arc<Grant>> {
+        let (old, spare) = {
             let mut kept = lock(&self.kept);
             let kept = kept.entry(ttl).or_default();
             let too_old = kept.spares.iter().take_while(|grant| !grant.may_be_named(sent)).count();
@@ -109,13 +117,9 @@ impl Grants {
             }
             (old, spare)
         };
-        match spare.1 {
-            Some(grant) => {
-                grant.clean.store(false, Ordering::Relaxed);
-                Ok(grant)
-            }
-            None => self.ask(ttl, ttl / 3).await,
-        }
+        // Outside of the lock: they are revoked.
+        drop(old);
+        spare.inspect(|grant| grant.clean.store(false, Ordering::Relaxed))
     }
 
     /// The lease for all renewals that are sent now.

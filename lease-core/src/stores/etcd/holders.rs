@@ -89,8 +89,10 @@ impl Shared {
 
     async fn run(self: Arc<Self>) {
         let (tell, mut told) = mpsc::unbounded_channel();
+        // Those due soon after one another are seen to together: most have left by then.
+        let mut earliest = self.client.env.now();
         loop {
-            let next = lock(&self.waiting).queue.front().map_or(Moment::FAR, |(at, _)| *at);
+            let next = lock(&self.waiting).queue.front().map_or(Moment::FAR, |(at, _)| (*at).max(earliest));
             let due = async {
                 or(self.client.env.sleep_until(next), self.more.notified()).await;
                 None
@@ -99,6 +101,7 @@ impl Shared {
             while let Ok(more) = told.try_recv() {
                 news.push(more);
             }
+            earliest = self.client.env.now() + MOMENT;
             self.watch_those_due(&tell);
             let mut begun = Vec::new();
             for (id, what) in news {

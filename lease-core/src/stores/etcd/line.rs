@@ -226,7 +226,14 @@ mod tests {
 
     fn claim(name: &str, owner: &str) -> Claim {
         let name = Name::new(name).unwrap();
-        Claim { name, id: ClaimId(7), ttl: Duration::from_millis(2500), owner: owner.into(), queues: true }
+        Claim {
+            name,
+            id: ClaimId(7),
+            ttl: Duration::from_millis(2500),
+            owner: owner.into(),
+            queues: true,
+            follows: None,
+        }
     }
 
     fn kv(keys: &Keys, claim: &Claim) -> KeyValue {

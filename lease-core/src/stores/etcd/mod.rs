@@ -33,6 +33,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use foldhash::HashMap;
 use futures_lite::future::or;
+use tokio::sync::oneshot;
 
 use self::address::Address;
 use self::client::{Answered, Client, PATIENCE};
@@ -55,6 +56,8 @@ const TAKE_OVER: Duration = Duration::from_millis(250);
 const BATCH: usize = 126;
 /// How often a request is made anew with what its answer has taught.
 const TRIES: usize = 4;
+/// How long a claim that follows its manager's own holder waits for that to leave, before it enters behind it.
+const FOLLOW: Duration = Duration::from_millis(50);
 /// How often those who were lost are forgotten.
 const SWEEP: Duration = Duration::from_secs(1);
 /// Keys in one answer to a list.
@@ -73,11 +76,21 @@ pub struct EtcdStore {
     limit: Duration,
     /// The claims of this store that were sent and have not left.
     members: Arc<Members>,
+    followers: Followers,
     /// When those who were lost were forgotten last.
     swept: AtomicU64,
 }
 
 type Members = Mutex<HashMap<ClaimId, Member>>;
+/// By the claim that they follow.
+type Followers = Mutex<HashMap<ClaimId, Follower>>;
+
+/// A claim that enters when the manager's own holder leaves, if that is soon.
+struct Follower {
+    claim: Claim,
+    sent: Moment,
+    tell: oneshot::Sender<Result<Standing, Failure>>,
+}
 
 /// What is known of a claim of ours.
 struct Member {
@@ -148,7 +161,18 @@ impl EtcdStore {
         let members: Arc<Members> = Arc::default();
         let holders = Holders::new(client.clone(), watches.clone(), members.clone());
         let limit = config.request_timeout;
-        Ok(Arc::new(Self { env, client, grants, watches, holders, keys, limit, members, swept: AtomicU64::new(0) }))
+        Ok(Arc::new(Self {
+            env,
+            client,
+            grants,
+            watches,
+            holders,
+            keys,
+            limit,
+            members,
+            followers: Mutex::default(),
+            swept: AtomicU64::new(0),
+        }))
     }
 
     /// Runs a call unless, and until, the store is closed.
@@ -166,10 +190,18 @@ impl EtcdStore {
     // ------------------------------------------------------------------------------- entering
 
     async fn enter(&self, sent: Moment, claim: &Claim) -> Result<Standing, Failure> {
-        let token = lock(&self.members).get(&claim.id).and_then(|member| member.token);
+        let token = {
+            let mut members = lock(&self.members);
+            let member = members.entry(claim.id).or_insert_with(|| self.member(claim, sent));
+            member.sent = member.sent.max(sent);
+            member.token
+        };
         if let Some(token) = token {
             // It has entered: sent again it could enter a second time.
             return self.stand(&Place { claim: claim.clone(), token }).await;
+        }
+        if let Some(answer) = self.enter_with_its_leave(sent, claim).await {
+            return answer;
         }
         for _ in 0..TRIES {
             let grant = self.tie_entry(sent, claim).await?;
@@ -198,6 +230,85 @@ impl EtcdStore {
         Err(no_lease().into())
     }
 
+    /// Waits a moment for the manager's own holder to leave, and enters by the same transaction. `None` if it does not leave.
+    async fn enter_with_its_leave(&self, sent: Moment, claim: &Claim) -> Option<Result<Standing, Failure>> {
+        /// Takes the offer back, however the wait for it ends.
+        struct Offer<'a>(&'a Followers, ClaimId);
+        impl Drop for Offer<'_> {
+            fn drop(&mut self) {
+                lock(self.0).remove(&self.1);
+            }
+        }
+        let is_first = |member: &Member| member.ties.is_empty();
+        let holder = claim.follows.filter(|_| lock(&self.members).get(&claim.id).is_some_and(is_first))?;
+        let (tell, mut told) = oneshot::channel();
+        lock(&self.followers).insert(holder, Follower { claim: claim.clone(), sent, tell });
+        let offer = Offer(&self.followers, holder);
+        let late = async {
+            self.env.sleep_until(sent + FOLLOW).await;
+            None
+        };
+        if let Some(answer) = or(async { Some((&mut told).await) }, late).await {
+            return answer.ok();
+        }
+        let taken = lock(&self.followers).remove(&holder).is_none();
+        drop(offer);
+        // Taken in this very moment: then it is answered, or told to enter by itself.
+        if taken { told.await.ok() } else { None }
+    }
+
+    /// Leaves, and enters the next claim of the manager, in one transaction. `None` if that came to nothing.
+    async fn depart_and_enter(&self, leaving: &Claim, next: Follower) -> Option<Result<Departure, Failure>> {
+        let Follower { claim, sent, tell } = next;
+        // Without a lease at hand it would take longer to leave.
+        let grant = self.grants.at_hand(claim.ttl, sent)?;
+        let old = self.keys.claim(&leaving.name, leaving.id);
+        let named = lock(&self.members).get(&leaving.id).map_or(0, |member| member.modified);
+        self.tie(sent, &claim, &grant);
+        let leave = TxnRequest {
+            compare: vec![modified(&old, named)],
+            success: vec![delete(&old).into()],
+            failure: Vec::new(),
+        };
+        let mut request = self.entering(&claim, &grant);
+        // First, so that what is read then shows the line without it.
+        request.success.insert(0, leave.into());
+        match self.client.call(request).await {
+            Ok(Answered { answer, alone }) => {
+                let (revision, received) = (answer.header.as_ref().map_or(0, |header| header.revision), self.env.now());
+                let mut answers = answer.responses.into_iter();
+                let left = matches!(
+                    answers.next().and_then(|first| first.response),
+                    Some(response_op::Response::ResponseTxn(first)) if first.succeeded
+                );
+                if !answer.succeeded {
+                    // The key of the next one is there: it asks by itself.
+                    return None;
+                }
+                self.settle_entry(&claim, &grant, alone, Some(revision));
+                let entered = self.entered(&claim, revision, received, answers.collect());
+                // Who does not wait for it any more makes it leave.
+                let _ = tell.send(entered);
+                if !left {
+                    return None;
+                }
+                self.forget(leaving.id);
+                Some(Ok(if named > 0 { Departure::Left } else { Departure::Gone }))
+            }
+            Err(failure) if failure.cause == Cause::Unknown => {
+                let _ = tell.send(Err(failure.clone()));
+                Some(Err(failure))
+            }
+            Err(failure) => {
+                if failure.cause == Cause::NoLease {
+                    self.grants.forget(&grant);
+                }
+                self.settle_entry(&claim, &grant, true, None);
+                None
+            }
+        }
+    }
+
     /// The lease that an attempt to enter names: that of the attempt before, if it is young enough. From here on it is known
     /// that the claim may hang on it.
     async fn tie_entry(&self, sent: Moment, claim: &Claim) -> Result<Arc<Grant>, Failure> {
@@ -213,11 +324,15 @@ impl EtcdStore {
             return Ok(grant);
         }
         let grant = self.grants.for_entry(claim.ttl, sent).await?;
+        self.tie(sent, claim, &grant);
+        Ok(grant)
+    }
+
+    fn tie(&self, sent: Moment, claim: &Claim, grant: &Arc<Grant>) {
         let mut members = lock(&self.members);
         let member = members.entry(claim.id).or_insert_with(|| self.member(claim, sent));
         member.sent = member.sent.max(sent);
         member.ties.push(Tie { grant: grant.clone(), named: 0, in_doubt: 1 });
-        Ok(grant)
     }
 
     fn member(&self, claim: &Claim, sent: Moment) -> Member {
@@ -240,9 +355,6 @@ impl EtcdStore {
             } else {
                 let tie = member.ties.remove(at);
                 tie.grant.free();
-                if member.ties.is_empty() && member.token.is_none() {
-                    members.remove(&claim.id);
-                }
             }
         }
     }
@@ -576,6 +688,18 @@ impl EtcdStore {
                 member.ties.retain(|tie| !Arc::ptr_eq(&tie.grant, &grant));
             }
         }
+        // Every attempt of its to enter was refused for certain, or not even sent: then it is not there.
+        let never_entered = |member: &Member| member.token.is_none() && member.ties.is_empty();
+        if lock(&self.members).get(&claim.id).is_some_and(never_entered) {
+            self.forget(claim.id);
+            return Ok(Departure::Gone);
+        }
+        let next = lock(&self.followers).remove(&claim.id);
+        if let Some(next) = next
+            && let Some(departed) = self.depart_and_enter(claim, next).await
+        {
+            return departed;
+        }
         let key = self.keys.claim(&claim.name, claim.id);
         let mut named = lock(&self.members).get(&claim.id).map_or(0, |member| member.modified);
         for _ in 0..TRIES {
@@ -766,6 +890,10 @@ fn fill(answers: Vec<Option<Result<Renewal>>>, error: &Error) -> Vec<Result<Rene
 impl Store for EtcdStore {
     fn limits(&self) -> Limits {
         Limits { min_ttl: Duration::from_secs(2), slack: Duration::from_millis(500) }
+    }
+
+    fn answers_at_once(&self) -> bool {
+        false
     }
 
     /// The lease of an attempt to enter lasts for a third longer than the ttl, in whole seconds, and etcd looks for what has

@@ -77,18 +77,20 @@ struct State {
 
 /// A watch. Dropped, it is cancelled.
 pub(super) struct Watch {
-    id: i64,
+    ids: std::ops::RangeInclusive<i64>,
     state: Arc<Mutex<State>>,
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         let mut state = lock(&self.state);
-        let listener = state.listeners.remove(&self.id);
-        if let (Some(_), Some(requests)) = (&listener, &state.requests) {
-            let cancel = RequestUnion::CancelRequest(WatchCancelRequest { watch_id: self.id });
-            // A stream that has ended has cancelled it.
-            let _ = requests.send(WatchRequest { request_union: Some(cancel) });
+        for id in self.ids.clone() {
+            let listener = state.listeners.remove(&id);
+            if let (Some(_), Some(requests)) = (&listener, &state.requests) {
+                let cancel = RequestUnion::CancelRequest(WatchCancelRequest { watch_id: id });
+                // A stream that has ended has cancelled it.
+                let _ = requests.send(WatchRequest { request_union: Some(cancel) });
+            }
         }
     }
 }
@@ -98,7 +100,18 @@ impl Watches {
         Self { client, state: Arc::default() }
     }
 
+    /// Watches for what somebody waits for. A write in the moment of creation can still put a watch behind, into the loop of
+    /// 100 ms: so there are two, and the first that tells counts.
+    fn add_for_waiter(&self, wanted: Wanted, tell: Tell) -> Watch {
+        self.create(wanted, tell, 2)
+    }
+
+    /// Watches for what may come a moment later.
     pub(super) fn add(&self, wanted: Wanted, tell: Tell) -> Watch {
+        self.create(wanted, tell, 1)
+    }
+
+    fn create(&self, wanted: Wanted, tell: Tell, copies: i64) -> Watch {
         let (span, filter, written, entered) = match wanted {
             Wanted::Gone { key, written } => {
                 // Without the filter if the writing is to be told too.
@@ -107,25 +120,27 @@ impl Watches {
             }
             Wanted::Entered(span) => (span, Some(FilterType::Nodelete), None, true),
         };
-        let listener = Listener { tell, written, entered };
+        let listener = Arc::new(Listener { tell, written, entered });
         let mut state = lock(&self.state);
-        state.last_id += 1;
-        let id = state.last_id;
-        state.listeners.insert(id, Arc::new(listener));
-        let create = WatchCreateRequest {
-            key: span.first,
-            range_end: span.end,
-            start_revision: 0,
-            filters: filter.into_iter().map(Into::into).collect(),
-            watch_id: id,
-        };
+        let ids = state.last_id + 1..=state.last_id + copies;
+        state.last_id += copies;
         let requests = match &state.requests {
             Some(requests) => requests.clone(),
             None => self.start(&mut state),
         };
-        let _ = requests.send(WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) });
+        for id in ids.clone() {
+            state.listeners.insert(id, listener.clone());
+            let create = WatchCreateRequest {
+                key: span.first.clone(),
+                range_end: span.end.clone(),
+                start_revision: 0,
+                filters: filter.into_iter().map(Into::into).collect(),
+                watch_id: id,
+            };
+            let _ = requests.send(WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) });
+        }
         drop(state);
-        Watch { id, state: self.state.clone() }
+        Watch { ids, state: self.state.clone() }
     }
 
     /// A watch to be waited for.
@@ -134,7 +149,7 @@ impl Watches {
         let told_to = move |news: Told| {
             tell.send_if_modified(|known| news > std::mem::replace(known, (*known).max(news)));
         };
-        Awaited { told, _watch: self.add(wanted, Box::new(told_to)) }
+        Awaited { told, _watch: self.add_for_waiter(wanted, Box::new(told_to)) }
     }
 
     fn start(&self, state: &mut State) -> mpsc::UnboundedSender<WatchRequest> {
