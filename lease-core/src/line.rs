@@ -141,9 +141,9 @@ impl Lines {
         }
     }
 
-    /// The claim that holds the name here.
+    /// The claim that holds the name here, or is about to leave.
     pub(crate) fn held(&self, name: &Name) -> Option<ClaimId> {
-        let (pulse, _) = self.names.get(name)?.held.as_ref().filter(|(pulse, _)| pulse.end_reason().is_none())?;
+        let (pulse, _) = self.names.get(name)?.held.as_ref()?;
         Some(pulse.place.claim.id)
     }
 

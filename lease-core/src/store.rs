@@ -210,7 +210,7 @@ pub struct Claim {
     pub owner: Arc<str>,
     /// Whether it enters a line that is not empty. If not, [`Standing::Busy`] is the answer and nothing was written.
     pub queues: bool,
-    /// The claim of the same manager that holds the name now, if one does. If that leaves soon, a store may enter this one by
+    /// The claim of the same manager that holds the name now, or is leaving, if one does. If it leaves soon, a store may enter this one by
     /// the same write.
     pub follows: Option<ClaimId>,
 }

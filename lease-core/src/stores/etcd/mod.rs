@@ -108,6 +108,8 @@ struct Member {
     sent: Moment,
     /// Cancels the watch of its key.
     watched: Option<watch::Watch>,
+    /// Whether it is leaving.
+    leaves: bool,
 }
 
 /// A request that may have put a key onto a lease.
@@ -239,10 +241,16 @@ impl EtcdStore {
                 lock(self.0).remove(&self.1);
             }
         }
-        let is_first = |member: &Member| member.ties.is_empty();
-        let holder = claim.follows.filter(|_| lock(&self.members).get(&claim.id).is_some_and(is_first))?;
+        let holder = claim.follows?;
         let (tell, mut told) = oneshot::channel();
-        lock(&self.followers).insert(holder, Follower { claim: claim.clone(), sent, tell });
+        {
+            let members = lock(&self.members);
+            let is_first = members.get(&claim.id).is_some_and(|member| member.ties.is_empty());
+            if !is_first || !members.get(&holder).is_some_and(|holder| !holder.leaves) {
+                return None;
+            }
+            lock(&self.followers).insert(holder, Follower { claim: claim.clone(), sent, tell });
+        }
         let offer = Offer(&self.followers, holder);
         let late = async {
             self.env.sleep_until(sent + FOLLOW).await;
@@ -337,7 +345,17 @@ impl EtcdStore {
 
     fn member(&self, claim: &Claim, sent: Moment) -> Member {
         let key = self.keys.claim(&claim.name, claim.id);
-        Member { key, ttl: claim.ttl, token: None, modified: 0, ties: Vec::new(), before: None, sent, watched: None }
+        Member {
+            key,
+            ttl: claim.ttl,
+            token: None,
+            modified: 0,
+            ties: Vec::new(),
+            before: None,
+            sent,
+            watched: None,
+            leaves: false,
+        }
     }
 
     /// An attempt to enter was answered: with the revision at which it entered, if it did.
@@ -694,7 +712,14 @@ impl EtcdStore {
             self.forget(claim.id);
             return Ok(Departure::Gone);
         }
-        let next = lock(&self.followers).remove(&claim.id);
+        let next = {
+            let mut members = lock(&self.members);
+            if let Some(member) = members.get_mut(&claim.id) {
+                // Who comes later does not wait for it.
+                member.leaves = true;
+            }
+            lock(&self.followers).remove(&claim.id)
+        };
         if let Some(next) = next
             && let Some(departed) = self.depart_and_enter(claim, next).await
         {
