@@ -53,6 +53,7 @@ etcd: tools ## Get the etcd servers that the tests run on: without root, nothing
 
 bench: tools etcd ## Measure
 	$(CARGO) bench -p lease-core --bench figures --locked
+	$(CARGO) bench -p lease-core --features etcd --bench etcd --locked
 	$(CARGO) bench -p lease-ffi --bench figures --locked
 	sh ci/python.sh "$(PYTHON_WORK)" bench
 
