@@ -36,7 +36,7 @@ test-rust: tools etcd ## Those of Rust and C, with all features and with none
 	@echo "== tests: no features"
 	$(CARGO) test -p lease-core --no-default-features --locked --no-fail-fast
 
-test-python: tools ## Those of the Python package, as it is installed, and of all languages on one file
+test-python: tools etcd ## Those of the Python package, as it is installed, and of all languages on one store
 	@echo "== tests: Python"
 	@sh ci/tools.sh python
 	sh ci/python.sh "$(PYTHON_WORK)" test

@@ -1,16 +1,23 @@
 //! The C library as its users get it: installed by `make install`, linked by programs in C and C++, and run.
 //!
 //! The programs are under `tests/c`, `tests/cpp` and `lease-ffi/examples`. A test whose tool this machine lacks is counted
-//! as ignored, and says what it needs; with `TEST_TOOLS=required` it fails. `make test-tools` gets them.
+//! as ignored, and says what it needs; with `TEST_TOOLS=required` it fails. `make test-tools` gets them. The servers that
+//! `make etcd` gets have to be there where `CI` is set.
 
 // Shared with the tests of the core, which use all of it.
 #[allow(dead_code)]
+#[path = "../../lease-core/tests/support/etcd.rs"]
+mod etcd;
+#[allow(dead_code)]
 #[path = "../../lease-core/tests/support/journal.rs"]
 mod journal;
+#[allow(dead_code)]
+#[path = "../../lease-core/tests/support/scratch.rs"]
+mod scratch;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, LazyLock};
@@ -51,6 +58,7 @@ impl Trials {
         let tools = Arc::new(Tools::find());
         all.headers(&tools);
         all.programs(&tools);
+        all.on_etcd(&tools);
         all.checked(&tools);
         all.consumers(&tools);
         all.readme(&tools);
@@ -156,6 +164,26 @@ impl Trials {
         let arguments: &[&str] = &["sqlite:{dir}/jobs.db"];
         let libuv = Program { standard: "gnu11", ..program("lease-ffi/examples/libuv.c") };
         self.program("example libuv.c", &uv, Program { flags: uv_flags, arguments, last: "done", ..libuv });
+    }
+
+    /// On real servers; shown as ignored where there are none, and a failure where there have to be.
+    fn on_etcd(&mut self, tools: &Arc<Tools>) {
+        for version in etcd::VERSIONS {
+            let source = "tests/c/etcd.c";
+            let program = Program { source, standard: "c11", tools: tools.clone(), ..Program::default() };
+            let is_missing = !etcd::is_there(version);
+            if is_missing {
+                eprintln!("THERE IS NO ETCD {version}: the C library is not tested on it. `make etcd` gets it.");
+            }
+            let test = move || {
+                if is_missing {
+                    return Err("there is no such etcd: run `make etcd`".into());
+                }
+                frozen_and_thawed(&program, version)
+            };
+            let trial = Trial::test(format!("etcd {version}"), test);
+            self.list.push(trial.with_ignored_flag(is_missing && env::var_os("CI").is_none()));
+        }
     }
 
     /// What README.md shows is what works.
@@ -275,6 +303,41 @@ fn contend(program: &Program, mode: &str) -> Outcome {
         return Err(format!("{verdict:#?}").into());
     }
     Ok(())
+}
+
+/// Runs it on a server that is frozen and thawed when it says so.
+fn frozen_and_thawed(program: &Program, version: &str) -> Outcome {
+    let scratch = Scratch::new(&format!("etcd-{version}"))?;
+    let built = program.build(&scratch)?;
+    let cluster = etcd::Cluster::start(version, 1, &[]);
+    let mut run_it = Command::new("timeout");
+    run_it.env_remove("LD_LIBRARY_PATH").arg("--kill-after=5").arg("120").arg(built).arg(cluster.url("c"));
+    let mut running = run_it.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let (mut stdin, stdout) = (running.stdin.take().expect("it is piped"), running.stdout.take());
+    let (mut asked, mut printed) = (Vec::new(), String::new());
+    for line in BufReader::new(stdout.expect("it is piped")).lines() {
+        let line = line?;
+        match &*line {
+            "freeze" => cluster.freeze(0),
+            "thaw" => cluster.thaw(0),
+            _ => {
+                printed = printed + &line + "\n";
+                continue;
+            }
+        }
+        writeln!(stdin, "done")?;
+        asked.push(line);
+    }
+    let status = running.wait()?;
+    if !status.success() || asked != ["freeze", "thaw"] {
+        return Err(format!("{status}, after it asked for {asked:?}\n{printed}").into());
+    }
+    // It has closed its managers. A lease whose grant the frozen server never answered is nobody's, and expires; no key is.
+    if cluster.keys("c/") != 0 {
+        return Err(format!("{} keys are left", cluster.keys("c/")).into());
+    }
+    print!("{printed}");
+    ends_with(&printed, "ok")
 }
 
 /// Ctrl-C in the middle of the work: the worker says so, and the name is free.

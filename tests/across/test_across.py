@@ -1,4 +1,4 @@
-"""Workers in Rust, C and Python on one SQLite file at once: one holder at a time, whatever language it is written in.
+"""Workers in Rust, C and Python on one SQLite file or etcd at once: one holder at a time, whatever language it is written in.
 
 Each worker is a process with several contenders for one name. It notes its grants in DIRECTORY/PID.journal, and counts
 them in DIRECTORY/resource, a count and a token, which loses updates unless one at a time uses it, and refuses tokens
@@ -35,6 +35,7 @@ from typing import NamedTuple
 import pytest
 
 import lease
+from etcd_servers import Cluster, Leader
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests/across"
@@ -48,6 +49,11 @@ CONTENDERS = 6
 GRANTS = 150
 TTL = "ttl=600ms"
 """Of holders that are killed or stopped. The others have a long one: a busy machine is to take nothing from them."""
+FIFTY = [9, 8, 8, 9, 8, 8]
+"""Contenders of six workers."""
+KILLS = 4
+PATIENT = "ttl=30s"
+"""An outage of a sixth of it takes nothing from anybody: more than it takes a cluster to find a new leader."""
 
 # The library reads variables of its own, and make those of a make that called us.
 DROPPED = ("LEASE_", "MAKE", "MFLAGS", "PREFIX", "LIBDIR", "INCLUDEDIR", "DESTDIR")
@@ -108,15 +114,16 @@ class Worker:
 
 
 class Field:
-    """The directory of one test: the store, the resource, the journals, and the workers."""
+    """The directory of one test: the store if that is a file, the resource, the journals, and the workers."""
 
-    def __init__(self, programs: dict[str, list[str]], directory: Path) -> None:
+    def __init__(self, programs: dict[str, list[str]], directory: Path, store: str | None = None) -> None:
         self.programs, self.directory = programs, directory
+        self.store = store or f"sqlite:{directory}/jobs.db"
         self.workers: list[Worker] = []
         (directory / "resource").write_bytes(bytes(16))
 
     def start(self, language: str, mode: str, *numbers: int, options: str = "") -> Worker:
-        url = f"sqlite:{self.directory}/jobs.db?{options}" if options else f"sqlite:{self.directory}/jobs.db"
+        url = f"{self.store}?{options}" if options else self.store
         arguments = [mode, url, str(self.directory), *map(str, numbers)]
         self.workers.append(Worker(language, [*self.programs[language], *arguments]))
         return self.workers[-1]
@@ -166,7 +173,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     stage = tmp_path_factory.mktemp("stage")
     cargo, cc = os.environ.get("CARGO", "cargo"), shlex.split(os.environ.get("CC", "cc"))
     build("make", "install", f"PREFIX={stage}")
-    build(cargo, "build", "--release", "--locked", "-p", "lease-core", "--example", "across")
+    build(cargo, "build", "--release", "--locked", "-p", "lease-core", "--features", "etcd", "--example", "across")
     target = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
     flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-pthread", f"-I{stage}/include"]
     libraries = [f"-L{stage}/lib", "-llease", f"-Wl,-rpath,{stage}/lib"]
@@ -281,6 +288,96 @@ def test_holders_that_die_or_freeze(field: Field) -> None:
     assert field.count() == total, "an update was lost"
     ends = [words[4] for words in field.lines("end")]
     assert (ends.count("Killed"), ends.count("Lost")) == (len(LANGUAGES), len(LANGUAGES))
+
+
+def test_fifty_contenders_while_the_leader_of_an_etcd_is_killed(
+    programs: dict[str, list[str]], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Again and again. A new leader is there in seconds, so nobody loses a lease by it, nor is told of an error."""
+    with Cluster(3) as cluster:
+        field = Field(programs, tmp_path, cluster.url("across"))
+        request.addfinalizer(field.kill_all)
+        workers = [
+            field.start(language, "work", 10, contenders, options=PATIENT)
+            for language, contenders in zip(LANGUAGES * 2, FIFTY, strict=True)
+        ]
+        holders = []
+        for language in LANGUAGES:
+            # Each has a name of its own, and holds it all the time.
+            directory = tmp_path / language
+            directory.mkdir()
+            own = Field(programs, directory, cluster.url(f"held-{language}"))
+            request.addfinalizer(own.kill_all)
+            holders.append(own.start(language, "hold", options=PATIENT))
+        for holder in holders:
+            holder.hear("holding")
+        for worker in workers:
+            worker.hear("ready")
+        for worker in workers:
+            worker.tell("go")
+
+        def goes_on(since: int) -> None:
+            """Waits until contenders of every language were granted the name after that instant, and have written."""
+
+            def have_held() -> bool:
+                tokens = {words[3] for words in field.lines("grant") if int(words[5]) > since}
+                ends = [words for words in field.lines("end") if words[2] in tokens]
+                return {field.language(int(words[1])) for words in ends} == set(LANGUAGES)
+
+            until(have_held, "holders of every language after a new leader")
+
+        goes_on(0)
+        kills: list[tuple[int, int]] = []
+        for _ in range(KILLS):
+            before = leader_of(cluster)
+            killed = now()
+            cluster.kill(before.node)
+            after = leader_of(cluster)
+            seen = now()
+            assert after.member != before.member
+            goes_on(seen)
+            kills.append((killed, seen))
+            cluster.revive(before.node)
+        # By now those who only hold have renewed, or do so soon.
+        for language in LANGUAGES:
+            until(lambda of=language: all(key["version"] > 1 for key in cluster.keys(f"held-{of}/")), "a renewal")
+            assert len(cluster.keys(f"held-{language}/")) == 1
+
+        total = done(workers)
+        for holder in holders:
+            holder.tell("check")
+            holder.hear("held")
+            holder.tell("release")
+            holder.hear("released")
+            holder.finish()
+
+        assert field.judge() == Judged(0, holdings=total, processes=len(workers), overlaps=0, disorder=0)
+        assert field.count() == total, "an update was lost"
+        assert {words[4] for words in field.lines("end")} == {"Released"}
+        grants = sorted(field.lines("grant"), key=lambda words: int(words[5]))
+        assert len({(words[1], words[2]) for words in grants}) == sum(FIFTY) == 50
+        at = [int(words[5]) for words in grants]
+        pauses = [max(b - a for a, b in pairwise(at) if b > killed and a < seen) for killed, seen in kills]
+        print(f"{total} grants; the longest pauses at the kills, in ms: {[pause // 1_000_000 for pause in pauses]}")
+        # Without a leader there are none: or it was not the leader that was killed.
+        assert min(pauses) > 100_000_000, pauses
+
+        # All have closed their managers: what that leaves behind would be there now.
+        assert cluster.names("across/") == cluster.names("held-") == []
+        # A lease whose grant was never answered is nobody's, and expires.
+        print(f"leases of etcd's that were left to expire: {len(cluster.leases())}")
+        until(lambda: not cluster.leases(), "all leases of etcd's to be gone")
+
+
+def leader_of(cluster: Cluster) -> Leader:
+    leaders: list[Leader] = []
+
+    def is_there() -> bool:
+        leaders.extend(each for each in [cluster.leader()] if each is not None)
+        return bool(leaders)
+
+    cluster.until(is_there, "a leader")
+    return leaders[-1]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

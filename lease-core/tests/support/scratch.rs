@@ -15,7 +15,6 @@ impl Scratch {
     }
 
     /// Where nothing waits for a disk, if there is such a place.
-    #[cfg(feature = "etcd")]
     pub(crate) fn in_memory(what: &str) -> io::Result<Self> {
         Self::within(Path::new("/dev/shm"), what).or_else(|_| Self::new(what))
     }
