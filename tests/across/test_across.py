@@ -324,7 +324,7 @@ def test_fifty_contenders_while_the_leader_of_an_etcd_is_killed(
                 ends = [words for words in field.lines("end") if words[2] in tokens]
                 return {field.language(int(words[1])) for words in ends} == set(LANGUAGES)
 
-            until(have_held, "holders of every language after a new leader")
+            cluster.until(have_held, "holders of every language after a new leader")
 
         goes_on(0)
         kills: list[tuple[int, int]] = []

@@ -120,7 +120,7 @@ class Cluster:
         self.user: str | None = None
         memory = Path("/dev/shm")
         where = memory if os.access(memory, os.W_OK) else None
-        self.directory = Path(tempfile.mkdtemp(prefix="lease-etcd-", dir=where))
+        self.directory = Path(tempfile.mkdtemp(prefix="etcd-servers-", dir=where))
         ports = free_ports(2 * nodes)
         pairs = list(zip(ports[::2], ports[1::2], strict=True))
         peers = ",".join(f"n{at}=http://127.0.0.1:{peer}" for at, (_, peer) in enumerate(pairs))
@@ -173,7 +173,9 @@ class Cluster:
         except AssertionError as error:
             for node in self.nodes:
                 state = "runs" if node.running else "was killed"
-                error.add_note(f"port {node.port}, {state}:\n{node.log.read_text(errors='replace')[-3000:]}")
+                said = node.log.read_text(errors="replace")
+                panic = said.find("panic")
+                error.add_note(f"port {node.port}, {state}:\n{said[-1500:] if panic < 0 else said[panic - 1000 :][:4000]}")
             raise
 
     def leader(self) -> Leader | None:
