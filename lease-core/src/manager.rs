@@ -330,8 +330,8 @@ impl Acquire {
         let key = key.as_ref();
         let mut config = self.manager.handle.core.config.clone();
         config.set(key, value.as_ref()).map_err(|error| error.during(self.operation, None))?;
-        if key == "request_timeout" {
-            let message = "option \"request_timeout\" is the manager's: give it to open";
+        if !matches!(key, "ttl" | "timeout" | "owner") {
+            let message = format!("option {key:?} is the manager's: give it to open");
             return Err(Error::invalid(message).during(self.operation, None));
         }
         match key {

@@ -639,6 +639,8 @@ fn a_full_database_says_so_and_lets_go(version: &str) {
     let error = manager.acquire("m").timeout(Duration::from_secs(1)).wait().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("NOSPACE"), "{error}");
+    let error = manager.ping().unwrap_err();
+    assert!(error.to_string().contains("NOSPACE") && error.to_string().contains("auto-compaction"), "{error}");
     held.release().unwrap();
     assert_eq!(cluster.keys("p/"), 0, "a release frees the name even then");
     manager.close().unwrap();

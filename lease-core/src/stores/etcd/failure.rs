@@ -58,6 +58,15 @@ impl Failure {
     }
 }
 
+/// etcd takes no writes.
+pub(super) fn no_space() -> Failure {
+    let hint = "turn on auto-compaction, compact, defragment, and disarm the alarm";
+    Failure {
+        error: Error::unavailable(format!("etcd refuses it: NOSPACE, its database is full: {hint}")),
+        cause: Cause::NoSpace,
+    }
+}
+
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         failure.error
@@ -96,11 +105,7 @@ impl From<Status> for Failure {
                 let error = Error::unavailable("the etcd lease of the claim is gone");
                 Self { error, cause: Cause::NoLease }
             }
-            Code::ResourceExhausted if says("space exceeded") => {
-                let hint =
-                    "NOSPACE, its database is full: turn on auto-compaction, compact, defragment, and disarm the alarm";
-                Self { cause: Cause::NoSpace, error: Error::unavailable(format!("etcd refuses it: {hint}")) }
-            }
+            Code::ResourceExhausted if says("space exceeded") => no_space(),
             Code::ResourceExhausted | Code::OutOfRange => {
                 Self::refused(Error::unavailable(format!("etcd refuses it for now: {message}")))
             }

@@ -37,11 +37,11 @@ use tokio::sync::oneshot;
 
 use self::address::Address;
 use self::client::{Answered, Client, PATIENCE};
-use self::failure::{Cause, Failure};
+use self::failure::{Cause, Failure, no_space};
 use self::grant::{Grant, Grants, no_lease};
 use self::holders::Holders;
 use self::line::{Keys, Row, created, delete, get, modified, value};
-use self::proto::{PutRequest, RangeRequest, ResponseOp, TxnRequest, response_op};
+use self::proto::{PutRequest, RangeRequest, ResponseOp, StatusRequest, TxnRequest, response_op};
 use self::watch::{Told, Wanted, Watches};
 use crate::clock::Moment;
 use crate::config::{Config, Url};
@@ -246,7 +246,7 @@ impl EtcdStore {
         {
             let members = lock(&self.members);
             let is_first = members.get(&claim.id).is_some_and(|member| member.ties.is_empty());
-            if !is_first || !members.get(&holder).is_some_and(|holder| !holder.leaves) {
+            if !is_first || members.get(&holder).is_none_or(|holder| holder.leaves) {
                 return None;
             }
             lock(&self.followers).insert(holder, Follower { claim: claim.clone(), sent, tell });
@@ -989,7 +989,14 @@ impl Store for EtcdStore {
 
     async fn ping(&self) -> Result<()> {
         self.while_open(async {
-            self.client.call(RangeRequest { count_only: true, ..self.keys.lines("").range(false, 1) }).await.map(drop)
+            let read = RangeRequest { count_only: true, ..self.keys.lines("").range(false, 1) };
+            self.client.call(read).await?;
+            match self.client.call(StatusRequest {}).await {
+                // It answers, and takes no claim.
+                Ok(status) if status.answer.errors.iter().any(|error| error.contains("NOSPACE")) => Err(no_space()),
+                // Whom it does not tell its status may still use it.
+                Ok(_) | Err(_) => Ok(()),
+            }
         })
         .await
     }
