@@ -23,6 +23,9 @@ use crate::observe;
 use crate::runtime::{lock, start};
 use crate::store::{Claim, Name, Place, Standing, Token};
 
+/// A wait that was not disturbed for so long begins anew with short pauses when it is.
+const QUIET: Duration = Duration::from_secs(10);
+
 /// Joins the local line and waits there. The caller polls only this: it holds no timer and no store.
 pub(crate) async fn wait(
     handle: Arc<Handle>,
@@ -230,12 +233,17 @@ impl Entry {
                     let pulse = self.pulse(token);
                     self.core.heartbeat.keep(&pulse);
                     lock(&self.core.lines).saw(&self.claim.name, ahead.clone());
+                    let began = self.core.env.now();
                     let turn = async { self.core.store.turn(&pulse.place, &ahead).await };
                     let news = async {
                         pulse.news.notified().await;
                         Ok(())
                     };
                     if let Err(error) = or(turn, news).await {
+                        // What went well for so long has nothing to do with the troubles before.
+                        if self.core.env.now().since(began) > QUIET {
+                            backoff = Backoff::default();
+                        }
                         self.pause(&mut backoff, error).await?;
                     }
                     self.look(&pulse, &mut backoff).await?
