@@ -86,6 +86,10 @@ impl From<Status> for Failure {
         let refused = |kind, hint: &str| Self::refused(Error::new(kind, format!("etcd refuses it: {message}{hint}")));
         // What etcd itself says begins so. The same codes come from the transport, which knows nothing of the outcome.
         match status.code() {
+            // Servers that forget to say it as below.
+            Code::Unknown if message == "auth: revision in header is old" => {
+                Self { cause: Cause::Token, ..refused(ErrorKind::Denied, "") }
+            }
             code if !says("etcdserver: ") && code != Code::Unimplemented => Self::unanswered(&status),
             Code::Unauthenticated => Self { cause: Cause::Token, ..refused(ErrorKind::Denied, "") },
             Code::InvalidArgument if says("auth store is old") => {
@@ -134,6 +138,7 @@ mod tests {
             (Code::PermissionDenied, "inadequate security", ErrorKind::Unavailable, Cause::Unknown),
             (Code::Unauthenticated, "etcdserver: invalid auth token", ErrorKind::Denied, Cause::Token),
             (Code::InvalidArgument, "etcdserver: revision of auth store is old", ErrorKind::Denied, Cause::Token),
+            (Code::Unknown, "auth: revision in header is old", ErrorKind::Denied, Cause::Token),
             (Code::InvalidArgument, "etcdserver: user name is empty", ErrorKind::Denied, Cause::Token),
             (Code::PermissionDenied, "etcdserver: permission denied", ErrorKind::Denied, Cause::Refused),
             (Code::NotFound, "etcdserver: requested lease not found", ErrorKind::Unavailable, Cause::NoLease),
