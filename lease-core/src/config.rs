@@ -181,11 +181,19 @@ impl Url {
                 "{wrong:?} in the URL: options follow a '?'; in a name write {escaped}"
             )));
         }
-        let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
-            let (key, value) = pair
-                .split_once('=')
-                .ok_or_else(|| Error::invalid(format!("the URL's option {pair:?} has no value: write KEY=VALUE")))?;
-            Ok((decode(key)?, decode(value)?))
+        let pairs = query.split('&').filter(|pair| !pair.is_empty()).enumerate().map(|(at, pair)| {
+            // Without the text: of a URL that is written wrongly it may be a part of the password.
+            let wrong =
+                || format!("option {} of the URL has no value: write KEY=VALUE, %3F for '?', %26 for '&'", at + 1);
+            let (key, value) = pair.split_once('=').ok_or_else(|| Error::invalid(wrong()))?;
+            let (key, value) = (decode(key)?, decode(value)?);
+            if !KEYS.contains(&&*key) && (query.contains('@') || query.contains("password")) {
+                return Err(Error::invalid(format!(
+                    "option {} of the URL is unknown: in a user or password write %3F for '?', %26 for '&'",
+                    at + 1
+                )));
+            }
+            Ok((key, value))
         });
         let options: Vec<(String, String)> = pairs.collect::<Result<_>>()?;
         for (at, (key, _)) in options.iter().enumerate() {
