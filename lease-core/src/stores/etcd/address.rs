@@ -180,6 +180,11 @@ fn tls(secure: bool, access: &Access) -> Result<Option<Tls>> {
             None => Ok(None),
         };
     }
+    for (option, value) in [("ca", ca), ("cert", cert), ("key", key)] {
+        if value.as_ref().is_some_and(|value| value.contains("-----BEGIN")) {
+            return Err(Error::invalid(format!("option {option:?} is the path of a file, and not what is in it")));
+        }
+    }
     let mut roots = RootCertStore::empty();
     if let Some(path) = ca {
         for certificate in certificates("ca", path)? {
