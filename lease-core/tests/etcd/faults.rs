@@ -218,7 +218,7 @@ fn a_power_failure_of_all(version: &str) {
 
 /// Waits until a lease that cannot be renewed any more is lost, which must be no later than half its ttl after the last good
 /// renewal was sent. Gives back that instant.
-fn lost_in_time(lease: &Lease, ttl: Duration) -> Moment {
+pub(crate) fn lost_in_time(lease: &Lease, ttl: Duration, reason: EndReason) -> Moment {
     let (mut confirmed, half) = (None, ttl / 2);
     loop {
         let now = Moment::now();
@@ -237,7 +237,7 @@ fn lost_in_time(lease: &Lease, ttl: Duration) -> Moment {
     // The signal comes by a timer and two threads; how long they need on a busy machine is not the library's.
     let told = lease.cancelled();
     assert!(Moment::now() <= confirmed + half + Duration::from_secs(1), "told late");
-    assert_eq!(told.reason, EndReason::Unreachable);
+    assert_eq!(told.reason, reason);
     confirmed
 }
 
@@ -252,7 +252,7 @@ fn all_frozen(version: &str) {
             let next = scope.spawn(|| rival.acquire("n").timeout(LIMIT).wait().unwrap());
             until("the rival waits", || rival.inspect("n").unwrap().is_some_and(|record| record.waiting == 1));
             (0..3).for_each(|at| cluster.freeze(at));
-            lost_in_time(&lease, ttl);
+            lost_in_time(&lease, ttl, EndReason::Unreachable);
             assert!(!next.is_finished());
             (0..3).for_each(|at| cluster.thaw(at));
             let next = next.join().unwrap();
@@ -283,7 +283,7 @@ fn a_partition(version: &str) {
             });
             until("the rival waits", || rival.inspect("n").unwrap().is_some_and(|record| record.waiting == 1));
             all(&proxies, fault);
-            let confirmed = lost_in_time(&lease, ttl);
+            let confirmed = lost_in_time(&lease, ttl, EndReason::Unreachable);
             let (next, granted) = next.join().unwrap();
             assert!(granted >= confirmed + ttl, "passed over after {:?}", granted.since(confirmed));
             assert!(next.token() > lease.token());

@@ -5,7 +5,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod alone;
 mod faults;
+mod namespace;
 mod rules;
 
 use std::sync::{Arc, Mutex, OnceLock};
@@ -93,11 +95,26 @@ fn trial(version: &str, name: &str, test: impl FnOnce() + Send + 'static) -> Tri
     Trial::test(name, run).with_ignored_flag(missing && !required)
 }
 
+/// The same, ignored in this case too.
+fn ignored(too: bool, trial: Trial) -> Trial {
+    let ignored = trial.has_ignored_flag();
+    trial.with_ignored_flag(too || ignored)
+}
+
 fn main() {
+    if alone::is_wanted() {
+        return;
+    }
     let mut arguments = Arguments::from_args();
     // They wait much more than they work.
     arguments.test_threads.get_or_insert(16);
     let mut trials = Vec::new();
+    let network = namespace::missing();
+    if let Some((why, _)) = network {
+        eprintln!("THERE IS NO NETWORK TO TAKE APART: {why}.");
+    }
+    // What there cannot be here is no failure in CI either; a program that is not installed is.
+    let no_network = network.is_some_and(|(_, curable)| !curable || std::env::var_os("CI").is_none());
     for version in VERSIONS {
         if !is_there(version) {
             eprintln!("THERE IS NO ETCD {version}: what runs on it is not tested. `make etcd` gets it.");
@@ -108,6 +125,9 @@ fn main() {
                 trial(version, &format!("fault_{name}"), move || faults::in_turn(|| fault(version)))
             }),
         );
+        trials.extend(namespace::NAMESPACE.iter().map(|(name, rule)| {
+            ignored(no_network, trial(version, &format!("network_{name}"), move || rule(version)))
+        }));
         trials.extend(
             rules::RULES.iter().map(|(name, rule)| trial(version, &format!("rule_{name}"), move || rule(version))),
         );

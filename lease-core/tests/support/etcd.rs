@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const VERSIONS: [&str; 2] = ["3.4", "3.5"];
 
 /// Where `ci/etcd.sh` puts servers.
-fn servers() -> PathBuf {
+pub(crate) fn servers() -> PathBuf {
     std::env::var_os("ETCD_SERVERS").map_or_else(
         || Path::new(option_env!("CARGO_TARGET_TMPDIR").unwrap_or("target/tmp")).with_file_name("etcd"),
         PathBuf::from,
@@ -56,6 +56,7 @@ struct Running {
 }
 
 impl Cluster {
+    /// In options `{port}` is the node's own.
     pub(crate) fn start(version: &str, nodes: usize, options: &[&str]) -> Self {
         Self::with_tls(version, nodes, options, None)
     }
@@ -113,7 +114,7 @@ impl Cluster {
             shell.arg("--client-cert-auth").arg("--trusted-ca-file").arg(tls.join("ca.pem"));
             shell.arg("--cert-file").arg(tls.join("server.pem")).arg("--key-file").arg(tls.join("server.key"));
         }
-        shell.args(&self.options);
+        shell.args(self.options.iter().map(|option| option.replace("{port}", &node.port.to_string())));
         let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let (stdin, stdout) = (shell.stdin.take().unwrap(), shell.stdout.take().unwrap());
         let pid = BufReader::new(stdout).lines().next().unwrap().unwrap();

@@ -22,7 +22,16 @@ impl Worker {
         arguments: impl IntoIterator<Item = A>,
         variables: impl IntoIterator<Item = (K, V)>,
     ) -> io::Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
+        Self::start_by(Command::new(std::env::current_exe()?), what, arguments, variables)
+    }
+
+    /// The same by another program, which becomes this one.
+    pub(crate) fn start_by<A: AsRef<OsStr>, K: AsRef<OsStr>, V: AsRef<OsStr>>(
+        mut command: Command,
+        what: impl Into<String>,
+        arguments: impl IntoIterator<Item = A>,
+        variables: impl IntoIterator<Item = (K, V)>,
+    ) -> io::Result<Self> {
         command.args(arguments).envs(variables).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn()?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().expect("it is piped"));
