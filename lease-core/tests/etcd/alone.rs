@@ -4,13 +4,13 @@ use std::ffi::OsStr;
 use std::process::{Command, Stdio};
 
 use crate::rules::Rule;
-use crate::{namespace, wall_clock};
+use crate::{access, namespace, wall_clock};
 
 const WHAT: &str = "ETCD_ALONE";
 const VERSION: &str = "ETCD_ALONE_VERSION";
 
 /// What is done alone, by its name.
-const ALONE: &[&[Rule]] = &[namespace::ALONE, wall_clock::ALONE];
+const ALONE: &[&[Rule]] = &[access::ALONE, namespace::ALONE, wall_clock::ALONE];
 
 /// Does what this process was started for; `false` if it is one that runs tests.
 pub(crate) fn is_wanted() -> bool {

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
 mod alone;
 mod faults;
 mod namespace;
@@ -128,6 +129,9 @@ fn main() {
             faults::FAULTS.iter().map(|(name, fault)| {
                 trial(version, &format!("fault_{name}"), move || faults::in_turn(|| fault(version)))
             }),
+        );
+        trials.extend(
+            access::ACCESS.iter().map(|(name, rule)| trial(version, &format!("access_{name}"), move || rule(version))),
         );
         trials.extend(namespace::NAMESPACE.iter().map(|(name, rule)| {
             ignored(no_network, trial(version, &format!("network_{name}"), move || rule(version)))
