@@ -1012,3 +1012,26 @@ impl Store for EtcdStore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::system;
+
+    /// Forgotten is revoked. Who was lost at half its ttl may work until it has expired, and then it would be kept for ever.
+    #[test]
+    fn a_claim_that_nobody_cares_for_is_forgotten_once_it_is_gone() {
+        let store = EtcdStore::open("etcd://127.0.0.1/p", system().unwrap()).unwrap();
+        let (name, ttl) = (Name::new("n").unwrap(), Duration::from_secs(6));
+        let claim = Claim { name, id: ClaimId(7), ttl, owner: "test".into(), queues: true };
+        let sent = store.env.now();
+        lock(&store.members).insert(claim.id, store.member(&claim, sent));
+        let kept = |now| {
+            store.forget_the_lost(now);
+            lock(&store.members).contains_key(&claim.id)
+        };
+        let gone = sent + store.gone_after(ttl);
+        assert!(kept(gone), "its key may still be there");
+        assert!(!kept(gone + ttl), "it is known for ever");
+    }
+}
