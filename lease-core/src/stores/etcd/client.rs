@@ -487,7 +487,33 @@ fn has_auth_holes(version: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use futures_lite::future::block_on;
+
     use super::*;
+
+    /// What one of two copies says of itself, taken for the truth about both, lets the other come in later.
+    #[test]
+    fn two_copies_are_refused_only_if_both_are() {
+        let failed = |cause| Err::<(), _>(Failure { error: Error::unavailable("so it says"), cause });
+        for (first, again, known) in [
+            (Cause::Refused, Cause::NoSpace, Cause::NoSpace),
+            (Cause::Refused, Cause::Unknown, Cause::Unknown),
+            (Cause::Unknown, Cause::Refused, Cause::Unknown),
+            (Cause::Unknown, Cause::NoSpace, Cause::Unknown),
+            (Cause::NoLease, Cause::Unknown, Cause::NoLease),
+            (Cause::Unknown, Cause::NoLease, Cause::NoLease),
+        ] {
+            let one =
+                both(async { failed(first) }, async { failed(again).map(|answer| Answered { answer, alone: true }) });
+            let failure = block_on(one).err().unwrap();
+            assert_eq!((failure.cause, first, again), (known, first, again));
+        }
+        let answered = || async { Ok(Answered { answer: 2, alone: true }) };
+        let late = async { Err(Failure::unknown("cut")) };
+        for one in [block_on(both(late, answered())), block_on(both(std::future::pending(), answered()))] {
+            assert!(one.is_ok_and(|answered| !answered.alone), "the other copy may still be applied");
+        }
+    }
 
     #[test]
     fn versions_with_holes_are_known() {
