@@ -1023,7 +1023,7 @@ mod tests {
     fn a_claim_that_nobody_cares_for_is_forgotten_once_it_is_gone() {
         let store = EtcdStore::open("etcd://127.0.0.1/p", system().unwrap()).unwrap();
         let (name, ttl) = (Name::new("n").unwrap(), Duration::from_secs(6));
-        let claim = Claim { name, id: ClaimId(7), ttl, owner: "test".into(), queues: true };
+        let claim = Claim { name, id: ClaimId(7), ttl, owner: "test".into(), queues: true, follows: None };
         let sent = store.env.now();
         lock(&store.members).insert(claim.id, store.member(&claim, sent));
         let kept = |now| {
