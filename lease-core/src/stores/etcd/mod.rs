@@ -56,6 +56,8 @@ const TAKE_OVER: Duration = Duration::from_millis(250);
 const BATCH: usize = 126;
 /// How often a request is made anew with what its answer has taught.
 const TRIES: usize = 4;
+/// After how long who waits for a change looks though he was told nothing: a stream that dies silently costs time, not the word.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// How long a claim that follows its manager's own holder waits for that to leave, before it enters behind it.
 const FOLLOW: Duration = Duration::from_millis(50);
 /// How often those who were lost are forgotten.
@@ -976,7 +978,11 @@ impl Store for EtcdStore {
     }
 
     async fn changed(&self, name: &Name, seen: Option<Token>) -> Result<()> {
-        self.while_open(self.wait_for_change(name, seen)).await
+        let late = async {
+            self.env.sleep_until(self.env.now() + LOOK_AGAIN).await;
+            Ok(())
+        };
+        self.while_open(or(self.wait_for_change(name, seen), late)).await
     }
 
     async fn evict(&self, name: &Name, token: Token) -> Result<bool> {
