@@ -182,7 +182,13 @@ impl EtcdStore {
     /// Runs a call unless, and until, the store is closed.
     async fn while_open<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T> {
         let work = self.client.closed.run_until_cancelled(work).await;
-        work.unwrap_or_else(|| Err(Error::closed().into())).map_err(Error::from)
+        match work {
+            Some(Ok(answer)) => Ok(answer),
+            // Whatever came of it: when the store is closed its watches break, and its requests fail.
+            _ if self.client.closed.is_cancelled() => Err(Error::closed()),
+            Some(Err(failure)) => Err(failure.into()),
+            None => Err(Error::closed()),
+        }
     }
 
     /// A request of one that waits for long: nobody else limits it.
