@@ -848,21 +848,24 @@ impl EtcdStore {
     }
 
     async fn wait_for_change(&self, name: &Name, seen: Option<Token>) -> Result<(), Failure> {
-        let head = self.limited(self.head(name)).await?.map(|(head, _)| head);
-        if head.as_ref().map(|head| head.token) != seen {
-            return Ok(());
+        // A stream that breaks is made anew. One that breaks again is a trouble to be told.
+        for _ in 0..2 {
+            let head = self.limited(self.head(name)).await?.map(|(head, _)| head);
+            if head.as_ref().map(|head| head.token) != seen {
+                return Ok(());
+            }
+            let wanted = head.map_or_else(|| Wanted::Entered(self.keys.line(name)), |head| Wanted::gone(head.key));
+            let mut watch = self.watches.awaited(wanted);
+            if watch.told(Told::Created).await == Told::Created
+                && self.limited(self.head(name)).await?.map(|(head, _)| head.token) != seen
+            {
+                return Ok(());
+            }
+            if watch.told(Told::Fired).await != Told::Broken {
+                return Ok(());
+            }
         }
-        let wanted = head.map_or_else(|| Wanted::Entered(self.keys.line(name)), |head| Wanted::gone(head.key));
-        let mut watch = self.watches.awaited(wanted);
-        if watch.told(Told::Created).await == Told::Created
-            && self.limited(self.head(name)).await?.map(|(head, _)| head.token) != seen
-        {
-            return Ok(());
-        }
-        match watch.told(Told::Fired).await {
-            Told::Broken => Err(Failure::unknown("the stream of watches has ended")),
-            _ => Ok(()),
-        }
+        Err(Failure::unknown("the stream of watches has ended"))
     }
 
     async fn remove(&self, name: &Name, token: Token) -> Result<bool, Failure> {
