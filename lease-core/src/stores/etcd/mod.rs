@@ -23,6 +23,7 @@ mod grant;
 mod holders;
 mod line;
 #[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, dead_code)]
+#[rustfmt::skip]
 mod proto;
 mod watch;
 
