@@ -25,6 +25,7 @@ use super::support::measure::Outcome;
 
 #[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, dead_code)]
 #[path = "../../src/stores/etcd/proto.rs"]
+#[rustfmt::skip]
 pub(crate) mod proto;
 
 use proto::watch_create_request::FilterType;
