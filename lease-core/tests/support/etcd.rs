@@ -237,7 +237,8 @@ impl Cluster {
         assert!(error.contains("database space exceeded"), "{error}");
     }
 
-    fn ctl_with(&self, ports: &[u16], arguments: &[&str], input: &str) -> Result<String, String> {
+    /// With something to read.
+    pub(crate) fn ctl_with(&self, ports: &[u16], arguments: &[&str], input: &str) -> Result<String, String> {
         use std::io::Write;
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let endpoints: Vec<String> = ports.iter().map(|port| format!("{scheme}://127.0.0.1:{port}")).collect();
