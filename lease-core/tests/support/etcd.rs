@@ -148,6 +148,14 @@ impl Cluster {
     /// Starts again what was killed.
     pub(crate) fn revive(&mut self, at: usize) {
         assert!(self.nodes[at].running.is_none());
+        // The first thread of a process that was killed may be dead, and others still have its sockets.
+        let limit = Instant::now() + PATIENCE;
+        for port in [self.nodes[at].port, self.nodes[at].peer] {
+            while TcpListener::bind(("127.0.0.1", port)).is_err() {
+                assert!(Instant::now() < limit, "somebody else has port {port}");
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
         self.launch(at);
     }
 
