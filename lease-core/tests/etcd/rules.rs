@@ -487,7 +487,7 @@ fn a_manager_that_is_dropped_while_etcd_is_frozen_ends(version: &str) {
 }
 
 fn unanswered_renewals_are_no_loss(version: &str) {
-    let far = Far::new(version, Duration::from_secs(12));
+    let far = Far::new(version, LONG);
     let lease = far.manager.acquire("n").wait().unwrap();
     let applied = || {
         let label = "grpc_code=\"OK\",grpc_method=\"Txn\"";
@@ -692,7 +692,7 @@ fn compaction_and_defragmentation_disturb_no_waiter(version: &str) {
 }
 
 fn claim(name: &str, id: u128, ttl: Duration) -> Claim {
-    Claim { name: Name::new(name).unwrap(), id: ClaimId(id), ttl, owner: "test".into(), queues: true }
+    Claim { name: Name::new(name).unwrap(), id: ClaimId(id), ttl, owner: "test".into(), queues: true, follows: None }
 }
 
 fn place(claim: &Claim, token: Token) -> Place {
