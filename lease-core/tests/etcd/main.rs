@@ -120,18 +120,30 @@ fn main() {
     }
     // What there cannot be here is no failure in CI either; a program that is not installed is.
     let no_network = network.is_some_and(|(_, curable)| !curable || std::env::var_os("CI").is_none());
+    let soaks = std::env::var_os("ETCD_ROUNDS").is_some();
+    let newest = VERSIONS.into_iter().rfind(|version| is_there(version)).unwrap_or(VERSIONS[0]);
     for version in VERSIONS {
         if !is_there(version) {
             eprintln!("THERE IS NO ETCD {version}: what runs on it is not tested. `make etcd` gets it.");
         }
         trials.extend(conformance(version, 1));
         trials.extend(
+            access::ACCESS.iter().map(|(name, rule)| trial(version, &format!("access_{name}"), move || rule(version))),
+        );
+        trials.extend(
+            rules::RULES.iter().map(|(name, rule)| trial(version, &format!("rule_{name}"), move || rule(version))),
+        );
+        // What takes long, on one version. `make soak` has all of it, and for longer.
+        if version != newest && !soaks {
+            continue;
+        }
+        if soaks {
+            trials.extend(conformance(version, 3));
+        }
+        trials.extend(
             faults::FAULTS.iter().map(|(name, fault)| {
                 trial(version, &format!("fault_{name}"), move || faults::in_turn(|| fault(version)))
             }),
-        );
-        trials.extend(
-            access::ACCESS.iter().map(|(name, rule)| trial(version, &format!("access_{name}"), move || rule(version))),
         );
         trials.extend(namespace::NAMESPACE.iter().map(|(name, rule)| {
             ignored(no_network, trial(version, &format!("network_{name}"), move || rule(version)))
@@ -139,9 +151,6 @@ fn main() {
         trials.extend(wall_clock::WALL_CLOCK.iter().map(|(name, rule)| {
             ignored(library.is_none(), trial(version, &format!("wall_clock_{name}"), move || rule(version)))
         }));
-        trials.extend(
-            rules::RULES.iter().map(|(name, rule)| trial(version, &format!("rule_{name}"), move || rule(version))),
-        );
     }
     libtest_mimic::run(&arguments, trials).exit();
 }
