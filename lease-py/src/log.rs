@@ -25,7 +25,7 @@ fn logger(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
 impl Subscriber for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // What the library is built on logs by itself, for who develops that.
-        let ours = metadata.target().starts_with("lease");
+        let ours = metadata.target().trim_start_matches('_').starts_with("lease");
         ours && metadata.is_event() && (*metadata.level() <= Level::INFO || DEBUG.load(Ordering::Relaxed))
     }
 
