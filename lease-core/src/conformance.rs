@@ -98,6 +98,7 @@ macro_rules! conformance_tests {
         $crate::conformance_tests! { @$how $run, cfg(all()),
             s1_exclusion
             s1_evicted_waiter_is_no_second_head
+            s1_evicted_waiter_does_not_hold_beside_the_holder
             s1_busy_writes_nothing
             s1_records_show_the_head
             s2_tokens_increase_across_release_expiry_and_eviction
@@ -206,6 +207,21 @@ pub async fn s1_evicted_waiter_is_no_second_head(harness: &dyn Harness) {
     assert_eq!(c.look(&last).await, Standing::Head(last.token), "S1: the next one holds");
     c.leave(&claims[2]).await;
     close(&parties).await;
+}
+
+/// Nor beside the holder, who is the only one that is before it.
+pub async fn s1_evicted_waiter_does_not_hold_beside_the_holder(harness: &dyn Harness) {
+    let (a, b) = Party::pair(harness, "S1").await;
+    let name = harness.unique_name("beside");
+    let (first, second) = (a.claim(&name, LONG), b.claim(&name, LONG));
+    let held = a.hold(&first).await;
+    let (evicted, _) = b.queue(&second).await;
+    assert!(a.evict(&name, evicted.token).await, "S1: the waiter was there to be evicted");
+    assert_eq!(b.look(&evicted).await, Standing::Lost, "S1: an evicted waiter holds beside the holder");
+    assert_eq!(a.look(&held).await, Standing::Head(held.token), "S1: the holder was evicted too");
+    b.leave(&second).await;
+    a.leave(&first).await;
+    close(&[a, b]).await;
 }
 
 /// A claim that does not queue enters an empty line only, and is told who holds; its no leaves no trace.

@@ -195,7 +195,9 @@ impl Client {
             let seen = self.revision.load(Ordering::Acquire);
             let sent = with_metadata(request.clone(), token.clone(), Some(self.limit));
             let answer = connection.unary::<Q, Q::Answer>(Q::PATH, sent).await;
-            connection.answered(self.env.now());
+            if !matches!(&answer, Err(failure) if failure.cause == Cause::Unknown) {
+                connection.answered(self.env.now());
+            }
             match answer {
                 Ok(answer) => {
                     self.check::<Q>(&answer, seen).map_err(|failure| failure.at(&connection.endpoint))?;
