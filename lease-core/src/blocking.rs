@@ -134,7 +134,7 @@ impl Acquire {
     /// # Errors
     /// As [`crate::Manager::acquire`].
     pub fn wait(self) -> Result<Lease> {
-        block_on(self.0.into_future()).map(Lease)
+        block_on(self.0.acquire()).map(Lease)
     }
 }
 

@@ -128,6 +128,9 @@ impl Core {
 
     /// Takes a claim out of the line and waits for it, 5 s at most; goes on in the background if dropped.
     pub(crate) async fn leave(self: &Arc<Self>, claim: &Claim) -> Result<()> {
+        if let Some(Ok(_left_or_gone)) = self.store.leave_at_once(claim) {
+            return Ok(());
+        }
         let (env, limit) = (self.env.clone(), self.env.now() + LEAVE_LIMIT);
         let mut outcome = self.leaving(claim);
         if let Ok(left) = outcome.try_recv() {

@@ -11,11 +11,11 @@
 //!                      retry, backoff    (a waiting claim is kept up to the ttl)  may let the next one in
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use foldhash::HashMap;
 use futures_lite::future::or;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -77,10 +77,12 @@ pub(crate) struct Pulse {
     deadline: Deadline,
     /// When it was handed out, if it is a lease.
     held_at: OnceLock<Moment>,
+    /// Where the schedule has it, if it does: changed with the schedule locked.
+    filed_at: AtomicU64,
     /// Wakes the pursuit of a waiting claim: it ended, or has been offered its turn.
     pub(crate) news: Notify,
-    /// Wakes users. Cancelled where user code may run, after the deadline cell says that it ended.
-    pub(crate) ended: CancellationToken,
+    /// Wakes users. Made for the first who asks.
+    ended: OnceLock<CancellationToken>,
 }
 
 impl Pulse {
@@ -89,9 +91,26 @@ impl Pulse {
             place,
             deadline: Deadline::new(confirmed),
             held_at: OnceLock::new(),
+            filed_at: AtomicU64::new(0),
             news: Notify::new(),
-            ended: CancellationToken::new(),
+            ended: OnceLock::new(),
         })
+    }
+
+    /// Cancelled where user code may run, after the deadline cell says that it ended.
+    pub(crate) fn ended(&self) -> &CancellationToken {
+        let ended = self.ended.get_or_init(CancellationToken::new);
+        // Of one who asks and one who ends it at the same time, at least one sees what the other did.
+        fence(Ordering::SeqCst);
+        if self.end_reason().is_some() {
+            ended.cancel();
+        }
+        ended
+    }
+
+    /// When it was handed out, if it is a lease.
+    pub(crate) fn held_at(&self) -> Option<Moment> {
+        self.held_at.get().copied()
     }
 
     /// A holder is lost at half the ttl; a waiting claim is worth keeping until the store may drop it.
@@ -107,10 +126,15 @@ impl Pulse {
         }
     }
 
-    fn id(&self) -> ClaimId {
-        self.place.claim.id
+    /// Its key in the schedule. The ids of a manager are counted up, so half of one tells them apart.
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half of an id")]
+    fn key(&self, at: Moment) -> Key {
+        (at, self.place.claim.id.0 as u64)
     }
 }
+
+/// When there is something to do next, and for whom.
+type Key = (Moment, u64);
 
 pub(crate) struct Heartbeat {
     store: Arc<dyn Store>,
@@ -122,8 +146,7 @@ pub(crate) struct Heartbeat {
 
 #[derive(Default)]
 struct Schedule {
-    entries: HashMap<ClaimId, (Arc<Pulse>, Beat, Moment)>,
-    times: BTreeSet<(Moment, ClaimId)>,
+    kept: BTreeMap<Key, (Arc<Pulse>, Beat)>,
     /// When the loop looks next: it is woken only for what is earlier.
     asleep_until: Option<Moment>,
     stopped: bool,
@@ -131,27 +154,32 @@ struct Schedule {
 
 impl Schedule {
     /// Changes the beat of a claim that is kept, given what is confirmed, and files it under the time of its next step.
-    fn update(&mut self, id: ClaimId, change: impl FnOnce(&mut Beat, Moment)) -> Option<Moment> {
-        let (pulse, beat, at) = self.entries.get_mut(&id)?;
+    fn update(&mut self, pulse: &Pulse, change: impl FnOnce(&mut Beat, Moment)) -> Option<Moment> {
         let State::Confirmed(confirmed, _) = pulse.deadline.read() else { return None };
-        change(beat, confirmed);
-        self.times.remove(&(*at, id));
-        *at = beat.next(confirmed, pulse.limit());
-        self.times.insert((*at, id));
-        Some(*at)
+        let (pulse, mut beat) = self.remove(pulse)?;
+        change(&mut beat, confirmed);
+        Some(self.file(pulse, beat, confirmed))
+    }
+
+    fn file(&mut self, pulse: Arc<Pulse>, beat: Beat, confirmed: Moment) -> Moment {
+        let at = beat.next(confirmed, pulse.limit());
+        pulse.filed_at.store(at.as_nanos(), Ordering::Relaxed);
+        self.kept.insert(pulse.key(at), (pulse, beat));
+        at
     }
 
     /// When to look next. A time that was told once is kept until it has passed, though what it was told for may be gone:
     /// else each of a row of short leases would wake the loop.
     fn next_look(&mut self, now: Moment) -> Moment {
-        let first = self.times.first().map_or(Moment::FAR, |(at, _)| *at);
+        let first = self.kept.first_key_value().map_or(Moment::FAR, |((at, _), _)| *at);
         let told = self.asleep_until.filter(|at| *at > now);
         *self.asleep_until.insert(told.map_or(first, |told| told.min(first)))
     }
 
-    fn remove(&mut self, id: ClaimId) {
-        if let Some((_, _, at)) = self.entries.remove(&id) {
-            self.times.remove(&(at, id));
+    fn remove(&mut self, pulse: &Pulse) -> Option<(Arc<Pulse>, Beat)> {
+        match pulse.filed_at.swap(0, Ordering::Relaxed) {
+            0 => None,
+            at => self.kept.remove(&pulse.key(Moment::from_nanos(at))),
         }
     }
 }
@@ -166,28 +194,29 @@ impl Heartbeat {
 
     /// Keeps a claim in the line from now on. Harmless when it is kept already.
     pub(crate) fn keep(&self, pulse: &Arc<Pulse>) {
-        let id = pulse.id();
         let mut schedule = lock(&self.schedule);
         // Read under the lock: one that ends meanwhile is taken out after it was put in.
         let State::Confirmed(confirmed, _) = pulse.deadline.read() else { return };
-        let beat = Beat::new(confirmed, pulse.place.claim.ttl);
-        schedule.entries.entry(id).or_insert_with(|| (pulse.clone(), beat, Moment::FAR));
-        self.change(schedule, id, |_, _| ());
+        let at = schedule
+            .update(pulse, |_, _| ())
+            .unwrap_or_else(|| schedule.file(pulse.clone(), Beat::new(confirmed, pulse.place.claim.ttl), confirmed));
+        self.wake_by(at, schedule);
     }
 
     /// From now on the claim is a lease, lost at half its ttl. Not if it ended or is older than ttl/3: renew it first.
-    pub(crate) fn hold(&self, pulse: &Arc<Pulse>) -> bool {
+    /// Gives the clock reading by which its age was judged.
+    pub(crate) fn hold(&self, pulse: &Arc<Pulse>) -> Option<Moment> {
         let age = pulse.place.claim.ttl / 3;
         let now = self.env.now();
         let fresh = matches!(pulse.deadline.read(), State::Confirmed(at, _) if now <= at + age);
-        if fresh {
+        fresh.then(|| {
             pulse.held_at.get_or_init(|| {
                 observe::holds();
                 now
             });
             self.keep(pulse);
-        }
-        fresh
+            now
+        })
     }
 
     /// Ends a claim by an act of the holder or of the manager.
@@ -211,12 +240,15 @@ impl Heartbeat {
         if !end.first {
             return;
         }
-        lock(&self.schedule).remove(pulse.id());
+        let kept = lock(&self.schedule).remove(pulse);
+        drop(kept);
         pulse.news.notify_one();
-        let told = pulse.clone();
-        self.env.deliver(Box::new(move || told.ended.cancel()));
-        if let Some(held_at) = pulse.held_at.get() {
-            observe::ended(&*self.env, &pulse.place, self.env.now().since(*held_at), end.reason);
+        fence(Ordering::SeqCst);
+        if let Some(ended) = pulse.ended.get().cloned() {
+            self.env.deliver(Box::new(move || ended.cancel()));
+        }
+        if let Some(held_at) = pulse.held_at() {
+            observe::ended(&*self.env, &pulse.place, held_at, end.reason);
         }
     }
 
@@ -247,7 +279,6 @@ impl Heartbeat {
 
     /// What an answer changes: `Renewed`, `Lost`, or an error, which means unknown and confirms nothing.
     fn settle(&self, pulse: &Arc<Pulse>, sent: Moment, now: Moment, answer: Result<Renewal>) -> Result<()> {
-        let id = pulse.id();
         match answer {
             Ok(Renewal::Renewed { confirmed, offered }) => {
                 // A store cannot have restarted the ttl for a request before it was sent.
@@ -259,7 +290,7 @@ impl Heartbeat {
                 match pulse.deadline.confirm(now, pulse.limit(), confirmed) {
                     Ok(()) => {
                         let ttl = pulse.place.claim.ttl;
-                        self.change(lock(&self.schedule), id, |beat, confirmed| *beat = Beat::new(confirmed, ttl));
+                        self.change(pulse, |beat, confirmed| *beat = Beat::new(confirmed, ttl));
                         if offered {
                             pulse.news.notify_one();
                         }
@@ -283,7 +314,7 @@ impl Heartbeat {
                 let tried = if error.kind() == ErrorKind::Denied { Tried::Refused } else { Tried::Unanswered };
                 pulse.deadline.note(sent, tried);
                 let random = self.env.random();
-                self.change(lock(&self.schedule), id, |beat, confirmed| {
+                self.change(pulse, |beat, confirmed| {
                     // A renewal sent later may have been confirmed meanwhile: then this failure is history.
                     if sent >= confirmed {
                         beat.failed(now, random);
@@ -295,10 +326,16 @@ impl Heartbeat {
         }
     }
 
-    fn change(&self, mut schedule: MutexGuard<'_, Schedule>, id: ClaimId, change: impl FnOnce(&mut Beat, Moment)) {
-        if let (Some(at), Some(until)) = (schedule.update(id, change), schedule.asleep_until)
-            && at < until
-        {
+    fn change(&self, pulse: &Pulse, change: impl FnOnce(&mut Beat, Moment)) {
+        let mut schedule = lock(&self.schedule);
+        if let Some(at) = schedule.update(pulse, change) {
+            self.wake_by(at, schedule);
+        }
+    }
+
+    /// Wakes the loop if it would sleep for longer.
+    fn wake_by(&self, at: Moment, mut schedule: MutexGuard<'_, Schedule>) {
+        if schedule.asleep_until.is_some_and(|until| at < until) {
             schedule.asleep_until = Some(at);
             drop(schedule);
             self.wake.notify_one();
@@ -346,7 +383,9 @@ impl Heartbeat {
 
     /// The store has heard that the claim may be gone: its renewal tells.
     fn suspect(self: &Arc<Self>, id: ClaimId) {
-        let pulse = lock(&self.schedule).entries.get(&id).map(|(pulse, ..)| pulse.clone());
+        // Seldom: an eviction. All are looked at.
+        let is_it = |pulse: &&Arc<Pulse>| pulse.place.claim.id == id;
+        let pulse = lock(&self.schedule).kept.values().map(|(pulse, _)| pulse).find(is_it).cloned();
         if let Some(pulse) = pulse {
             let this = self.clone();
             self.env.spawn(Box::pin(async move {
@@ -362,22 +401,20 @@ type Late = (Arc<Pulse>, End);
 /// What is due now, and what is too late.
 fn collect(schedule: &mut Schedule, now: Moment) -> (Vec<Arc<Pulse>>, Vec<Late>) {
     let (mut due, mut late) = (Vec::new(), Vec::new());
-    let Some((first, id)) = schedule.times.first().copied() else { return (due, late) };
-    if first > now {
-        return (due, late);
-    }
     // What falls due soon after may share the request of the first.
-    let share = schedule.entries.get(&id).map_or(Duration::ZERO, |(_, beat, _)| beat.ttl / 100);
-    let near: Vec<ClaimId> = schedule.times.range(..=(now + share, ClaimId(u128::MAX))).map(|(_, id)| *id).collect();
-    for id in near {
-        let Some((pulse, beat, _)) = schedule.entries.get(&id) else { continue };
-        let (pulse, is_due) = (pulse.clone(), beat.is_due(now));
+    let share = match schedule.kept.first_key_value() {
+        Some(((first, _), (_, beat))) if *first <= now => beat.ttl / 100,
+        _ => return (due, late),
+    };
+    let near = schedule.kept.range(..=(now + share, u64::MAX));
+    let near: Vec<_> = near.map(|(_, (pulse, beat))| (pulse.clone(), beat.is_due(now))).collect();
+    for (pulse, is_due) in near {
         if let Err(end) = pulse.deadline.judge(now, pulse.limit()) {
-            schedule.remove(id);
+            schedule.remove(&pulse);
             late.push((pulse, end));
             continue;
         }
-        schedule.update(id, |beat, _| {
+        schedule.update(&pulse, |beat, _| {
             if is_due {
                 beat.sent(now);
             }

@@ -111,26 +111,27 @@ impl Lease {
             if let Some(reason) = self.end_reason() {
                 return Ended { reason };
             }
-            self.pulse.ended.cancelled().await;
+            self.pulse.ended().cancelled().await;
         }
     }
 
     /// [`cancelled`](Self::cancelled) that does not keep the lease: when that is dropped, it was released.
     pub fn ended(&self) -> impl Future<Output = Ended> + Send + 'static {
-        let pulse = self.pulse.clone();
+        // Made here: the future may be polled where nobody may be woken.
+        let (pulse, ended) = (self.pulse.clone(), self.pulse.ended().clone());
         async move {
             loop {
                 if let Some(reason) = pulse.end_reason() {
                     return Ended { reason };
                 }
-                pulse.ended.cancelled().await;
+                ended.cancelled().await;
             }
         }
     }
 
     /// A token that is cancelled when the lease ends. Cancelling it yourself cancels only what hangs on it.
     pub fn cancellation(&self) -> CancellationToken {
-        self.pulse.ended.child_token()
+        self.pulse.ended().child_token()
     }
 
     /// A descriptor for event loops that is readable once the lease ended, and stays so.
@@ -158,7 +159,7 @@ impl Lease {
     /// # Ok::<_, lease_core::Error>(()) }).unwrap();
     /// ```
     pub async fn guard<F: Future>(&self, work: F) -> Result<F::Output> {
-        let (mut work, mut ended) = (pin!(work), pin!(self.pulse.ended.cancelled()));
+        let (mut work, mut ended) = (pin!(work), pin!(self.pulse.ended().cancelled()));
         poll_fn(|cx| {
             // Only wakes: the clock decides, so that after a stop of the process the work makes no step.
             let _ = ended.as_mut().poll(cx);

@@ -67,16 +67,23 @@ pub(crate) struct Lines {
 
 #[derive(Default)]
 pub(crate) struct Line {
+    /// Whether a pursuit runs: it owns the next claim, and there is one of them.
+    pursued: bool,
+    /// The claim handed out last.
+    held: Option<Arc<Pulse>>,
+    /// Made for the first who has to wait: most names have nobody who does.
+    queue: Option<Box<Queue>>,
+}
+
+/// Who waits, and what is known of what for.
+#[derive(Default)]
+struct Queue {
     waiters: BTreeMap<u64, Waiter>,
     deadlines: BTreeSet<(Moment, u64)>,
     /// The latest arrival that was told that it has to wait.
     told: u64,
-    /// Whether a pursuit runs: it owns the next claim, and there is one of them.
-    pursued: bool,
     /// Wakes the pursuit when somebody gave up or has an earlier deadline.
     changed: Arc<Notify>,
-    /// The claim handed out last.
-    held: Option<(Arc<Pulse>, Moment)>,
     /// What stood before the next claim when the store was asked last.
     ahead: Option<Ahead>,
     /// Why the store could not be asked.
@@ -84,6 +91,15 @@ pub(crate) struct Line {
     warned: Option<Moment>,
     /// When somebody was warned that he waits for a lease of this very manager.
     warned_of_own: Option<Moment>,
+}
+
+/// One who came for a name.
+pub(crate) struct Arrival {
+    pub(crate) number: u64,
+    /// Whether he has to pursue the name, because nobody does.
+    pub(crate) pursues: bool,
+    /// The claim that holds the name here, or is about to leave.
+    pub(crate) follows: Option<ClaimId>,
 }
 
 /// What a pursuit needs to know of its line before it waits.
@@ -98,32 +114,45 @@ impl Lines {
         self.names.entry(name.clone()).or_default()
     }
 
-    /// Queues a waiter. Says its arrival number, and whether the caller has to start the pursuit.
-    pub(crate) fn join(&mut self, name: &Name, waiter: Waiter) -> Result<(u64, bool)> {
+    fn queue(&mut self, name: &Name) -> Option<&mut Queue> {
+        self.names.get_mut(name)?.queue.as_deref_mut()
+    }
+
+    /// Somebody comes for a name.
+    pub(crate) fn arrive(&mut self, name: &Name) -> Result<Arrival> {
         if self.closed {
             return Err(Error::closed());
         }
         self.arrivals += 1;
-        let arrival = self.arrivals;
+        let number = self.arrivals;
         let line = self.line(name);
+        Ok(Arrival { number, pursues: !std::mem::replace(&mut line.pursued, true), follows: line.held_id() })
+    }
+
+    /// Queues a waiter that has arrived.
+    pub(crate) fn join(&mut self, name: &Name, arrival: u64, waiter: Waiter) -> Result<()> {
+        if self.closed {
+            return Err(Error::closed());
+        }
+        let queue = self.line(name).queue.get_or_insert_default();
         if let Some(deadline) = waiter.deadline {
-            line.deadlines.insert((deadline, arrival));
-            if line.deadlines.first() == Some(&(deadline, arrival)) {
-                line.changed.notify_one();
+            queue.deadlines.insert((deadline, arrival));
+            if queue.deadlines.first() == Some(&(deadline, arrival)) {
+                queue.changed.notify_one();
             }
         }
-        line.waiters.insert(arrival, waiter);
-        Ok((arrival, !std::mem::replace(&mut line.pursued, true)))
+        queue.waiters.insert(arrival, waiter);
+        Ok(())
     }
 
     /// A waiter gave up, or has its answer.
     pub(crate) fn depart(&mut self, name: &Name, arrival: u64) -> Option<Waiter> {
-        let line = self.names.get_mut(name)?;
-        let waiter = line.waiters.remove(&arrival)?;
+        let queue = self.queue(name)?;
+        let waiter = queue.waiters.remove(&arrival)?;
         if let Some(deadline) = waiter.deadline {
-            line.deadlines.remove(&(deadline, arrival));
+            queue.deadlines.remove(&(deadline, arrival));
         }
-        line.changed.notify_one();
+        queue.changed.notify_one();
         Some(waiter)
     }
 
@@ -133,9 +162,9 @@ impl Lines {
             return Err(Error::closed());
         }
         match self.names.get(name) {
-            Some(line) if line.holder().is_some() || !line.waiters.is_empty() => {
+            Some(line) if line.holder().is_some() || line.waiting() > 0 => {
                 let unknown = || Error::new(ErrorKind::Timeout, "others of this process wait for it");
-                Err(line.obstacle(line.waiters.len() as u64).unwrap_or_else(unknown))
+                Err(line.obstacle(line.waiting()).unwrap_or_else(unknown))
             }
             _ => Ok(()),
         }
@@ -143,28 +172,29 @@ impl Lines {
 
     /// The claim that holds the name here, or is about to leave.
     pub(crate) fn held(&self, name: &Name) -> Option<ClaimId> {
-        let (pulse, _) = self.names.get(name)?.held.as_ref()?;
-        Some(pulse.place.claim.id)
+        self.names.get(name)?.held_id()
     }
 
     /// The token of who holds the name here, and for how long, if a warning about that is due: not for each of many who wait
     /// for each other as they should.
     pub(crate) fn own_holder(&mut self, name: &Name, now: Moment) -> Option<(Token, Duration)> {
         let line = self.names.get_mut(name)?;
-        if line.warned_of_own.is_some_and(|at| now.since(at) < WARN_EVERY) {
+        let pulse = line.held.as_ref().filter(|pulse| pulse.end_reason().is_none())?;
+        let queue = line.queue.get_or_insert_default();
+        if queue.warned_of_own.is_some_and(|at| now.since(at) < WARN_EVERY) {
             return None;
         }
-        let (pulse, since) = line.held.as_ref()?;
-        let held = pulse.end_reason().is_none().then(|| (pulse.place.token, now.since(*since)))?;
-        line.warned_of_own = Some(now);
-        Some(held)
+        queue.warned_of_own = Some(now);
+        Some((pulse.place.token, now.since(pulse.held_at()?)))
     }
 
     /// The terms of the first waiter. With none left the pursuit is over, and an idle line forgotten.
     pub(crate) fn next_terms(&mut self, name: &Name) -> Option<Terms> {
         let line = self.names.get_mut(name)?;
-        (line.ahead, line.trouble, line.warned) = (None, None, None);
-        let terms = line.waiters.first_key_value().map(|(_, waiter)| waiter.terms.clone());
+        let terms = line.queue.as_mut().and_then(|queue| {
+            (queue.ahead, queue.trouble, queue.warned) = (None, None, None);
+            queue.waiters.first_key_value().map(|(_, waiter)| waiter.terms.clone())
+        });
         line.pursued = terms.is_some();
         self.settle(name);
         terms
@@ -176,11 +206,11 @@ impl Lines {
         while let Some((waiter, error)) = self.expired(name, now) {
             late.push((waiter.answer, Err(error)));
         }
-        let interest = self.names.get(name).and_then(|line| {
-            let (_, first) = line.waiters.first_key_value()?;
-            let deadline = line.deadlines.first().map_or(Moment::FAR, |(at, _)| *at);
-            let look_at = line.untold().map_or(Moment::FAR, |(_, since)| since + LONG_WAIT).min(deadline);
-            (first.terms == *terms).then(|| Interest { changed: line.changed.clone(), look_at })
+        let interest = self.queue(name).and_then(|queue| {
+            let (_, first) = queue.waiters.first_key_value()?;
+            let deadline = queue.deadlines.first().map_or(Moment::FAR, |(at, _)| *at);
+            let look_at = queue.untold().map_or(Moment::FAR, |(_, since)| since + LONG_WAIT).min(deadline);
+            (first.terms == *terms).then(|| Interest { changed: queue.changed.clone(), look_at })
         });
         (interest, late)
     }
@@ -189,21 +219,24 @@ impl Lines {
     pub(crate) fn long_waiting(&mut self, name: &Name, now: Moment) -> Vec<(Waiting, Option<OnWait>)> {
         let mut telling = Vec::new();
         let Some(line) = self.names.get_mut(name) else { return telling };
-        while let Some((arrival, since)) = line.untold()
+        let own = line.holder();
+        let Some(queue) = &mut line.queue else { return telling };
+        while let Some((arrival, since)) = queue.untold()
             && now.since(since) >= LONG_WAIT
         {
-            let place = line.place(line.waiters.range(..arrival).count() as u64);
-            let waiting = Waiting { name: name.clone(), holder: line.holder().or_else(|| line.seen_holder()), place };
-            line.told = arrival;
-            telling.push((waiting, line.waiters.get_mut(&arrival).and_then(|waiter| waiter.on_wait.take())));
+            let place = queue.place(queue.before(arrival));
+            let waiting = Waiting { name: name.clone(), holder: own.clone().or_else(|| queue.seen_holder()), place };
+            queue.told = arrival;
+            telling.push((waiting, queue.waiters.get_mut(&arrival).and_then(|waiter| waiter.on_wait.take())));
         }
         telling
     }
 
     fn expired(&mut self, name: &Name, now: Moment) -> Option<(Waiter, Error)> {
         let line = self.names.get(name)?;
-        let (_, arrival) = *line.deadlines.first().filter(|(at, _)| *at <= now)?;
-        let here = line.waiters.range(..arrival).count() as u64;
+        let queue = line.queue.as_ref()?;
+        let (_, arrival) = *queue.deadlines.first().filter(|(at, _)| *at <= now)?;
+        let here = queue.before(arrival);
         let unanswered = || Error::unavailable("the store gave no answer within the timeout").with_doubt();
         let error = line.obstacle(here).unwrap_or_else(unanswered);
         Some((self.depart(name, arrival)?, error.during("acquire", Some(name))))
@@ -211,23 +244,23 @@ impl Lines {
 
     /// Takes the first waiter out for the lease it gets, if it still has these terms.
     pub(crate) fn take(&mut self, name: &Name, terms: &Terms) -> Option<Waiter> {
-        let line = self.names.get_mut(name)?;
-        let arrival = line.waiters.first_key_value().filter(|(_, waiter)| waiter.terms == *terms).map(|(at, _)| *at)?;
+        let first = self.queue(name)?.waiters.first_key_value();
+        let arrival = first.filter(|(_, waiter)| waiter.terms == *terms).map(|(at, _)| *at)?;
         self.depart(name, arrival)
     }
 
     /// Notes a lease that is handed out. Gives back the one before it, which it proves to be over.
-    pub(crate) fn hold(&mut self, name: &Name, pulse: &Arc<Pulse>, now: Moment) -> Result<Option<Arc<Pulse>>> {
+    pub(crate) fn hold(&mut self, name: &Name, pulse: &Arc<Pulse>) -> Result<Option<Arc<Pulse>>> {
         if self.closed {
             return Err(Error::closed());
         }
-        Ok(self.line(name).held.replace((pulse.clone(), now)).map(|(before, _)| before))
+        Ok(self.line(name).held.replace(pulse.clone()))
     }
 
     /// Forgets a lease that was given back.
     pub(crate) fn release(&mut self, name: &Name, pulse: &Arc<Pulse>) {
         if let Some(line) = self.names.get_mut(name) {
-            if line.held.as_ref().is_some_and(|(held, _)| Arc::ptr_eq(held, pulse)) {
+            if line.held.as_ref().is_some_and(|held| Arc::ptr_eq(held, pulse)) {
                 line.held = None;
             }
             self.settle(name);
@@ -236,8 +269,7 @@ impl Lines {
 
     /// Fails the first waiter with what cannot be retried.
     pub(crate) fn fail(&mut self, name: &Name, error: Error) -> Option<Answer> {
-        let (arrival, _) = self.names.get(name)?.waiters.first_key_value()?;
-        let arrival = *arrival;
+        let arrival = *self.queue(name)?.waiters.first_key_value()?.0;
         Some((self.depart(name, arrival)?.answer, Err(error)))
     }
 
@@ -245,25 +277,24 @@ impl Lines {
     pub(crate) fn abandon(&mut self, name: &Name) -> Vec<Waiter> {
         let Some(line) = self.names.get_mut(name) else { return Vec::new() };
         line.pursued = false;
-        line.deadlines.clear();
-        let stranded = std::mem::take(&mut line.waiters);
+        let stranded = line.queue.as_mut().map(|queue| queue.empty()).unwrap_or_default();
         self.settle(name);
-        stranded.into_values().collect()
+        stranded
     }
 
     pub(crate) fn saw(&mut self, name: &Name, ahead: Ahead) {
-        if let Some(line) = self.names.get_mut(name) {
-            line.ahead = Some(ahead);
+        if let Some(queue) = self.queue(name) {
+            queue.ahead = Some(ahead);
         }
     }
 
     /// Notes why the store could not be asked; says whether a warning is due.
     pub(crate) fn trouble(&mut self, name: &Name, error: Error, now: Moment) -> bool {
-        let Some(line) = self.names.get_mut(name) else { return false };
-        line.trouble = Some(error);
-        let due = line.warned.is_none_or(|at| now.since(at) >= WARN_EVERY);
+        let Some(queue) = self.queue(name) else { return false };
+        queue.trouble = Some(error);
+        let due = queue.warned.is_none_or(|at| now.since(at) >= WARN_EVERY);
         if due {
-            line.warned = Some(now);
+            queue.warned = Some(now);
         }
         due
     }
@@ -273,18 +304,18 @@ impl Lines {
         self.closed = true;
         let (mut answers, mut held) = (Vec::new(), Vec::new());
         for (name, line) in &mut self.names {
-            let waiters = std::mem::take(&mut line.waiters);
-            let closed = || Err(Error::closed().during("acquire", Some(name)));
-            answers.extend(waiters.into_values().map(|waiter| (waiter.answer, closed())));
-            line.deadlines.clear();
-            line.changed.notify_one();
-            held.extend(line.held.take().map(|(pulse, _)| pulse));
+            if let Some(queue) = &mut line.queue {
+                let closed = || Err(Error::closed().during("acquire", Some(name)));
+                answers.extend(queue.empty().into_iter().map(|waiter| (waiter.answer, closed())));
+                queue.changed.notify_one();
+            }
+            held.extend(line.held.take());
         }
         (answers, held)
     }
 
     fn settle(&mut self, name: &Name) {
-        let idle = |line: &Line| !line.pursued && line.held.is_none() && line.waiters.is_empty();
+        let idle = |line: &Line| !line.pursued && line.held.is_none() && line.waiting() == 0;
         if self.names.get(name).is_some_and(idle) {
             self.names.remove(name);
         }
@@ -292,14 +323,42 @@ impl Lines {
 }
 
 impl Line {
+    fn held_id(&self) -> Option<ClaimId> {
+        self.held.as_ref().map(|pulse| pulse.place.claim.id)
+    }
+
     fn holder(&self) -> Option<Holder> {
-        let (pulse, _) = self.held.as_ref().filter(|(pulse, _)| pulse.end_reason().is_none())?;
+        let pulse = self.held.as_ref().filter(|pulse| pulse.end_reason().is_none())?;
         Some(Holder::new(pulse.place.token, &*pulse.place.claim.owner))
     }
 
+    fn waiting(&self) -> u64 {
+        self.queue.as_ref().map_or(0, |queue| queue.waiters.len() as u64)
+    }
+
+    /// What keeps a waiter with so many before it here, as far as it is known: a holder, or a store that does not answer.
+    fn obstacle(&self, here: u64) -> Option<Error> {
+        let seen = || self.queue.as_ref().and_then(|queue| queue.seen_holder());
+        let (message, holder) = match self.holder() {
+            Some(holder) => ("held by this process", Some(holder)),
+            None => ("held by another", seen()),
+        };
+        let place = self.queue.as_ref().map_or(here + 1, |queue| queue.place(here));
+        match holder {
+            Some(holder) => Some(Error::new(ErrorKind::Timeout, message).with_holder(holder, place)),
+            None => self.queue.as_ref()?.trouble.clone(),
+        }
+    }
+}
+
+impl Queue {
     /// The first who was not told yet that he has to wait, and since when he does.
     fn untold(&self) -> Option<(u64, Moment)> {
         self.waiters.range(self.told + 1..).next().map(|(arrival, waiter)| (*arrival, waiter.since))
+    }
+
+    fn before(&self, arrival: u64) -> u64 {
+        self.waiters.range(..arrival).count() as u64
     }
 
     /// What stands before a waiter with so many before it here.
@@ -311,15 +370,8 @@ impl Line {
         self.ahead.as_ref().map(|ahead| Holder::new(ahead.holder, &*ahead.owner))
     }
 
-    /// What keeps a waiter with so many before it here, as far as it is known: a holder, or a store that does not answer.
-    fn obstacle(&self, here: u64) -> Option<Error> {
-        let (message, holder) = match self.holder() {
-            Some(holder) => ("held by this process", Some(holder)),
-            None => ("held by another", self.seen_holder()),
-        };
-        match holder {
-            Some(holder) => Some(Error::new(ErrorKind::Timeout, message).with_holder(holder, self.place(here))),
-            None => self.trouble.clone(),
-        }
+    fn empty(&mut self) -> Vec<Waiter> {
+        self.deadlines.clear();
+        std::mem::take(&mut self.waiters).into_values().collect()
     }
 }

@@ -342,7 +342,7 @@ impl Acquire {
         Ok(self)
     }
 
-    async fn acquire(self) -> Result<Lease> {
+    pub(crate) async fn acquire(self) -> Result<Lease> {
         let Self { operation, manager, name, ttl, timeout, owner, on_wait } = self;
         let handle = manager.handle;
         let name = name.map_err(|error| error.during(operation, None))?;

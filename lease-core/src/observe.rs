@@ -8,6 +8,7 @@ use tracing::Event;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 
+use crate::clock::Moment;
 use crate::error::{EndReason, Error};
 use crate::line::Waiting;
 use crate::runtime::Environment;
@@ -46,8 +47,9 @@ pub(crate) fn granted(env: &dyn Environment, place: &Place, waited: Duration) {
 }
 
 /// A lease ended.
-pub(crate) fn ended(env: &dyn Environment, place: &Place, held_for: Duration, reason: EndReason) {
+pub(crate) fn ended(env: &dyn Environment, place: &Place, held_at: Moment, reason: EndReason) {
     HELD.fetch_sub(1, Ordering::Relaxed);
+    let held_for = if details() { env.now().since(held_at) } else { Duration::ZERO };
     detail(env, place, move |name, token| {
         tracing::debug!(?name, %token, ?held_for, %reason, "ended");
         #[cfg(feature = "metrics")]

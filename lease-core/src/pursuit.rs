@@ -21,7 +21,7 @@ use crate::lease::Lease;
 use crate::line::{OnWait, Terms, Waiter};
 use crate::observe;
 use crate::runtime::{lock, start};
-use crate::store::{Claim, Name, Place, Standing, Token};
+use crate::store::{Claim, ClaimId, Name, Place, Standing, Token};
 
 /// A wait that was not disturbed for so long begins anew with short pauses when it is.
 const QUIET: Duration = Duration::from_secs(10);
@@ -36,21 +36,30 @@ pub(crate) async fn wait(
 ) -> Result<Lease> {
     let core = handle.core.clone();
     let since = core.env.now();
-    let (answer, lease) = oneshot::channel();
-    let deadline = timeout.map(|timeout| since + timeout);
-    let (joined, held) = {
+    let (arrival, held) = {
         let mut lines = lock(&core.lines);
         let held = lines.own_holder(name, since);
-        (lines.join(name, Waiter { terms, since, deadline, on_wait, handle, answer })?, held)
+        (lines.arrive(name)?, held)
     };
-    let (arrival, first) = joined;
-    let _ticket = Ticket { core: &core, name, arrival };
-    observe::waiters(&*core.env, 1);
     if let Some((token, held_for)) = held {
         observe::own_holder(name, token, held_for);
     }
-    if first {
-        start(&*core.env, core.store.answers_at_once(), Box::pin(pursue(core.clone(), name.clone())));
+    let pursuit = arrival.pursues.then(|| {
+        let claim = Entry::claim(&core, name, terms.clone(), true, arrival.follows);
+        Pursuit { entry: Entry::new(core.clone(), claim), over: false }
+    });
+    let pursuit = match pursuit.map(|pursuit| pursuit.at_once(&handle, since)) {
+        Some(Ok(lease)) => return lease,
+        Some(Err(pursuit)) => Some(pursuit),
+        None => None,
+    };
+    let (answer, lease) = oneshot::channel();
+    let deadline = timeout.map(|timeout| since + timeout);
+    lock(&core.lines).join(name, arrival.number, Waiter { terms, since, deadline, on_wait, handle, answer })?;
+    let _ticket = Ticket { core: &core, name, arrival: arrival.number };
+    observe::waiters(&*core.env, 1);
+    if let Some(pursuit) = pursuit {
+        start(&*core.env, core.store.answers_at_once(), Box::pin(pursuit.run()));
     }
     lease.await.unwrap_or_else(|_| Err(Error::closed()))
 }
@@ -84,16 +93,19 @@ pub(crate) async fn attempt(handle: Arc<Handle>, name: &Name, terms: Terms) -> R
 async fn attempt_in_store(handle: Arc<Handle>, name: Name, terms: Terms) -> Result<Lease> {
     let core = handle.core.clone();
     let since = core.env.now();
-    let mut entry = Entry::new(core.clone(), &name, terms, false);
+    let follows = lock(&core.lines).held(&name);
+    let mut entry = Entry::new(core.clone(), Entry::claim(&core, &name, terms, false, follows));
     let lost = || Error::unavailable("the claim was lost while it was made");
     match entry.claim_once().await? {
         Standing::Head(token) => {
             let pulse = entry.pulse(token);
-            while !core.heartbeat.hold(&pulse) {
+            loop {
+                if let Some(now) = core.heartbeat.hold(&pulse) {
+                    return entry.lease(handle, pulse, now.since(since));
+                }
                 let renewed = core.heartbeat.renew_now(&pulse).await;
                 renewed.map_err(|error| if error.kind() == ErrorKind::Lost { lost() } else { error })?;
             }
-            entry.lease(handle, pulse, since)
         }
         Standing::Busy(ahead) | Standing::Behind(_, ahead) => {
             let holder = Holder::new(ahead.holder, ahead.owner);
@@ -103,42 +115,84 @@ async fn attempt_in_store(handle: Arc<Handle>, name: Name, terms: Terms) -> Resu
     }
 }
 
-/// Gets leases for the waiters of one name until none is left.
-async fn pursue(core: Arc<Core>, name: Name) {
-    let mut pursuit = Pursuit { core: &core, name: &name, over: false };
-    loop {
-        let Some(terms) = lock(&core.lines).next_terms(&name) else {
-            pursuit.over = true;
-            return;
+/// Gets leases for the waiters of one name until none is left. One that is dropped before it is over, by a panic of a store or
+/// because the library's thread ends, must not leave its waiters waiting.
+struct Pursuit {
+    entry: Entry,
+    over: bool,
+}
+
+impl Pursuit {
+    /// The lease for who began this, if it can be had without waiting.
+    fn at_once(mut self, handle: &Arc<Handle>, since: Moment) -> Result<Result<Lease>, Self> {
+        let entry = &mut self.entry;
+        let core = &entry.core;
+        entry.first_sent = Some(since);
+        entry.standing = core.store.claim_at_once(since, &entry.claim);
+        match &entry.standing {
+            None => entry.first_sent = None,
+            Some(Ok(Standing::Head(token))) => {
+                let pulse = entry.pulse(*token);
+                if let Some(now) = entry.core.heartbeat.hold(&pulse) {
+                    let lease = entry.lease(handle.clone(), pulse, now.since(since));
+                    self.end();
+                    return Ok(lease);
+                }
+            }
+            Some(_) => {}
+        }
+        Err(self)
+    }
+
+    /// Ends it, unless others wait for the name meanwhile.
+    fn end(mut self) {
+        let core = self.entry.core.clone();
+        if self.goes_on() {
+            start(&*core.env, core.store.answers_at_once(), Box::pin(self.run()));
+        }
+    }
+
+    /// Begins anew for the next who waits, if somebody does.
+    fn goes_on(&mut self) -> bool {
+        let (core, name) = (&self.entry.core, &self.entry.claim.name);
+        let (terms, follows) = {
+            let mut lines = lock(&core.lines);
+            (lines.next_terms(name), lines.held(name))
         };
-        let mut entry = Entry::new(core.clone(), &name, terms, true);
-        if let Some(Err(error)) = tend(&core, &name, &entry.terms(), entry.pursue()).await {
-            let failed = lock(&core.lines).fail(&name, error);
-            if let Some(answer) = failed {
-                core.answer(answer);
+        match terms {
+            Some(terms) => self.entry = Entry::new(core.clone(), Entry::claim(core, name, terms, true, follows)),
+            None => self.over = true,
+        }
+        !self.over
+    }
+
+    async fn run(mut self) {
+        loop {
+            let (core, name, terms) = (self.entry.core.clone(), self.entry.claim.name.clone(), self.entry.terms());
+            if let Some(Err(error)) = tend(&core, &name, &terms, self.entry.pursue()).await {
+                let failed = lock(&core.lines).fail(&name, error);
+                if let Some(answer) = failed {
+                    core.answer(answer);
+                }
+            }
+            if !self.goes_on() {
+                return;
             }
         }
     }
 }
 
-/// A pursuit that runs. One that is dropped before it is over, by a panic of a store or because the library's thread
-/// ends, must not leave its waiters waiting.
-struct Pursuit<'a> {
-    core: &'a Core,
-    name: &'a Name,
-    over: bool,
-}
-
-impl Drop for Pursuit<'_> {
+impl Drop for Pursuit {
     fn drop(&mut self) {
         if self.over {
             return;
         }
-        let stranded = lock(&self.core.lines).abandon(self.name);
+        let core = &self.entry.core;
+        let stranded = lock(&core.lines).abandon(&self.entry.claim.name);
         for waiter in stranded {
-            let error = self.core.open().err();
+            let error = core.open().err();
             let error = error.unwrap_or_else(Error::dropped);
-            self.core.answer((waiter.answer, Err(error)));
+            core.answer((waiter.answer, Err(error)));
         }
     }
 }
@@ -174,18 +228,21 @@ struct Entry {
     claim: Claim,
     /// When it was first sent: an idempotent yes to a retry counts from here.
     first_sent: Option<Moment>,
+    /// The answer to that, if it was given at once.
+    standing: Option<Result<Standing>>,
     pulse: Option<Arc<Pulse>>,
     handed_out: bool,
     _unsettled: TaskTrackerToken,
 }
 
 impl Entry {
-    fn new(core: Arc<Core>, name: &Name, terms: Terms, queues: bool) -> Self {
-        let follows = lock(&core.lines).held(name);
-        let claim =
-            Claim { name: name.clone(), id: core.new_id(), ttl: terms.ttl, owner: terms.owner, queues, follows };
+    fn new(core: Arc<Core>, claim: Claim) -> Self {
         let unsettled = core.unsettled.token();
-        Self { core, claim, first_sent: None, pulse: None, handed_out: false, _unsettled: unsettled }
+        Self { core, claim, first_sent: None, standing: None, pulse: None, handed_out: false, _unsettled: unsettled }
+    }
+
+    fn claim(core: &Core, name: &Name, terms: Terms, queues: bool, follows: Option<ClaimId>) -> Claim {
+        Claim { name: name.clone(), id: core.new_id(), ttl: terms.ttl, owner: terms.owner, queues, follows }
     }
 
     fn terms(&self) -> Terms {
@@ -203,7 +260,11 @@ impl Entry {
     async fn pursue(&mut self) -> Result<()> {
         let mut backoff = Backoff::default();
         let mut standing = loop {
-            match self.claim_once().await {
+            let answer = match self.standing.take() {
+                Some(answer) => answer,
+                None => self.claim_once().await,
+            };
+            match answer {
                 Ok(standing) => break standing,
                 Err(error) => self.pause(&mut backoff, error).await?,
             }
@@ -216,8 +277,8 @@ impl Entry {
                 }
                 Standing::Head(token) => {
                     let pulse = self.pulse(token);
-                    if self.core.heartbeat.hold(&pulse) {
-                        self.hand_out(&pulse);
+                    if let Some(now) = self.core.heartbeat.hold(&pulse) {
+                        self.hand_out(&pulse, now);
                         return Ok(());
                     }
                     match self.core.heartbeat.renew_now(&pulse).await {
@@ -288,23 +349,22 @@ impl Entry {
     }
 
     /// Gives the lease to the first waiter, if he still wants it; else the claim leaves.
-    fn hand_out(&mut self, pulse: &Arc<Pulse>) {
+    fn hand_out(&mut self, pulse: &Arc<Pulse>, now: Moment) {
         let taken = lock(&self.core.lines).take(&self.claim.name, &self.terms());
         if let Some(waiter) = taken {
-            let lease = self.lease(waiter.handle, pulse.clone(), waiter.since);
+            let lease = self.lease(waiter.handle, pulse.clone(), now.since(waiter.since));
             self.core.answer((waiter.answer, lease));
         }
     }
 
     /// The claim becomes a lease: from here on the lease's own drop cleans up.
-    fn lease(&mut self, handle: Arc<Handle>, pulse: Arc<Pulse>, since: Moment) -> Result<Lease> {
-        let now = self.core.env.now();
-        let before = lock(&self.core.lines).hold(&self.claim.name, &pulse, now)?;
+    fn lease(&mut self, handle: Arc<Handle>, pulse: Arc<Pulse>, waited: Duration) -> Result<Lease> {
+        let before = lock(&self.core.lines).hold(&self.claim.name, &pulse)?;
         if let Some(before) = before {
             self.core.heartbeat.end(&before, EndReason::Superseded);
         }
         self.handed_out = true;
-        observe::granted(&*self.core.env, &pulse.place, now.since(since));
+        observe::granted(&*self.core.env, &pulse.place, waited);
         Ok(Lease::new(handle, pulse))
     }
 }

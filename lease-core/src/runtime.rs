@@ -353,18 +353,31 @@ pub(crate) fn call(job: Job) {
 struct Timers {
     /// `None` once there is nobody to wake any more.
     fd: Mutex<Option<Arc<OwnedFd>>>,
-    queue: Mutex<BTreeMap<(Moment, u64), Waker>>,
+    queue: Mutex<Sleepers>,
     next_id: AtomicU64,
+}
+
+#[derive(Default)]
+struct Sleepers {
+    wakers: BTreeMap<(Moment, u64), Waker>,
+    /// When the kernel fires, if it does. A sleep that is given up leaves this as it is: to fire for nobody once costs less than
+    /// to tell the kernel of each.
+    armed: Option<Moment>,
 }
 
 impl Timers {
     fn new() -> Result<Self, rustix::io::Errno> {
         let fd = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        Ok(Self { fd: Mutex::new(Some(Arc::new(fd))), queue: Mutex::new(BTreeMap::new()), next_id: AtomicU64::new(0) })
+        Ok(Self { fd: Mutex::new(Some(Arc::new(fd))), queue: Mutex::default(), next_id: AtomicU64::new(0) })
     }
 
-    /// Asks the kernel to fire at `at`. Called with the queue locked, so that the earliest request wins.
-    fn arm(&self, at: Moment) {
+    /// Asks the kernel to fire for the first of the queue.
+    fn arm(&self, queue: &mut Sleepers) {
+        let Some(((at, _), _)) = queue.wakers.first_key_value() else { return };
+        if queue.armed.is_some_and(|armed| armed <= *at) {
+            return;
+        }
+        queue.armed = Some(*at);
         // An all-zero time would disarm it.
         let nanos = at.as_nanos().max(1);
         let it_value = Timespec {
@@ -390,11 +403,10 @@ impl Timers {
             let now = Moment::now();
             let due: Vec<Waker> = {
                 let mut queue = lock(&self.queue);
-                let later = queue.split_off(&(now + Duration::from_nanos(1), 0));
-                let due = std::mem::replace(&mut *queue, later);
-                if let Some(((at, _), _)) = queue.first_key_value() {
-                    self.arm(*at);
-                }
+                let later = queue.wakers.split_off(&(now + Duration::from_nanos(1), 0));
+                let due = std::mem::replace(&mut queue.wakers, later);
+                queue.armed = None;
+                self.arm(&mut queue);
                 due.into_values().collect()
             };
             due.into_iter().for_each(Waker::wake);
@@ -424,10 +436,8 @@ impl Future for Sleep {
         }
         self.queued = true;
         let mut queue = lock(&self.timers.queue);
-        queue.insert(self.key, cx.waker().clone());
-        if queue.first_key_value().is_some_and(|(first, _)| *first == self.key) {
-            self.timers.arm(self.key.0);
-        }
+        queue.wakers.insert(self.key, cx.waker().clone());
+        self.timers.arm(&mut queue);
         Poll::Pending
     }
 }
@@ -435,7 +445,7 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if self.queued {
-            lock(&self.timers.queue).remove(&self.key);
+            lock(&self.timers.queue).wakers.remove(&self.key);
         }
     }
 }

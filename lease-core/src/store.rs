@@ -331,6 +331,16 @@ pub trait Store: Send + Sync + 'static {
         true
     }
 
+    /// [`claim`](Self::claim), if it takes no waiting; `None`, and nothing is done, if it would. Called in the user's thread.
+    fn claim_at_once(&self, _sent: Moment, _claim: &Claim) -> Option<Result<Standing>> {
+        None
+    }
+
+    /// [`leave`](Self::leave), likewise.
+    fn leave_at_once(&self, _claim: &Claim) -> Option<Result<Departure>> {
+        None
+    }
+
     /// After how long an unrenewed claim is gone, for those too who did not see it grow old: who comes later, and `inspect`.
     fn gone_after(&self, ttl: Duration) -> Duration {
         ttl + self.limits().slack

@@ -328,6 +328,21 @@ impl CutStore {
         fault
     }
 
+    /// A request that meets no fault may be answered at once.
+    fn at_once<T>(&self, operation: Operation, answer: impl FnOnce() -> Option<Result<T>>) -> Option<Result<T>> {
+        let meets = |faults: &Faults| {
+            faults.cut
+                || faults.always.contains_key(&operation)
+                || faults.next.iter().any(|(meets, _)| *meets == operation)
+        };
+        if meets(&lock(&self.faults)) {
+            return None;
+        }
+        let answer = answer()?;
+        *lock(&self.faults).calls.entry(operation).or_default() += 1;
+        Some(answer)
+    }
+
     async fn through<T, F>(&self, operation: Operation, request: impl FnOnce(Arc<dyn Store>) -> F) -> Result<T>
     where
         T: Send + 'static,
@@ -378,6 +393,17 @@ impl Store for CutStore {
 
     fn gone_after(&self, ttl: Duration) -> Duration {
         self.store.gone_after(ttl)
+    }
+
+    fn claim_at_once(&self, sent: Moment, claim: &Claim) -> Option<Result<Standing>> {
+        self.at_once(Operation::Claim, || self.store.claim_at_once(sent, claim))
+    }
+
+    fn leave_at_once(&self, claim: &Claim) -> Option<Result<Departure>> {
+        self.at_once(Operation::Leave, || {
+            lock(&self.left).insert(claim.id);
+            self.store.leave_at_once(claim)
+        })
     }
 
     async fn gone(&self) -> ClaimId {

@@ -128,6 +128,25 @@ impl MemoryStore {
         answer
     }
 
+    fn enter(&self, claim: &Claim) -> Result<Standing> {
+        self.step(&claim.name, |line, step| match line.position(claim.id) {
+            // The answer to the first attempt was lost: this is no second entry, and no renewal (S3).
+            Some(at) => Ok(line.standing(at)),
+            None if !claim.queues && !line.rows.is_empty() => Ok(Standing::Busy(line.ahead(line.rows.len()))),
+            None => line.enter(claim, step).map(|()| line.standing(line.rows.len() - 1)),
+        })?
+    }
+
+    fn depart(&self, claim: &Claim) -> Result<Departure> {
+        self.step(&claim.name, |line, step| match line.position(claim.id) {
+            Some(at) => {
+                line.remove(at, step.now, step.opened);
+                Departure::Left
+            }
+            None => Departure::Gone,
+        })
+    }
+
     /// Resolves when the latch is open, at `until`, or, as an error, when this handle is closed.
     async fn wait(&self, latch: &Latch, until: Moment) -> Result<()> {
         let closed = async {
@@ -154,13 +173,16 @@ impl Store for MemoryStore {
         Limits { min_ttl: Duration::from_millis(50), slack: Duration::ZERO }
     }
 
+    fn claim_at_once(&self, _sent: Moment, claim: &Claim) -> Option<Result<Standing>> {
+        Some(self.enter(claim))
+    }
+
+    fn leave_at_once(&self, claim: &Claim) -> Option<Result<Departure>> {
+        Some(self.depart(claim))
+    }
+
     async fn claim(&self, _sent: Moment, claim: &Claim) -> Result<Standing> {
-        self.step(&claim.name, |line, step| match line.position(claim.id) {
-            // The answer to the first attempt was lost: this is no second entry, and no renewal (S3).
-            Some(at) => Ok(line.standing(at)),
-            None if !claim.queues && !line.rows.is_empty() => Ok(Standing::Busy(line.ahead(line.rows.len()))),
-            None => line.enter(claim, step).map(|()| line.standing(line.rows.len() - 1)),
-        })?
+        self.enter(claim)
     }
 
     async fn turn(&self, place: &Place, ahead: &Ahead) -> Result<()> {
@@ -195,13 +217,7 @@ impl Store for MemoryStore {
     }
 
     async fn leave(&self, claim: &Claim) -> Result<Departure> {
-        self.step(&claim.name, |line, step| match line.position(claim.id) {
-            Some(at) => {
-                line.remove(at, step.now, step.opened);
-                Departure::Left
-            }
-            None => Departure::Gone,
-        })
+        self.depart(claim)
     }
 
     async fn inspect(&self, name: &Name) -> Result<Option<Record>> {

@@ -123,7 +123,7 @@ impl Shared {
     }
 
     /// Runs it on this thread if that takes no waiting; gives it back if it does.
-    fn run_here<T, W>(self: &Arc<Self>, work: W) -> Result<Result<T>, W>
+    pub(super) fn run_here<T, W>(self: &Arc<Self>, work: W) -> Result<Result<T>, W>
     where
         W: FnOnce(&mut Transaction<'_>) -> Result<T, Failure>,
     {
