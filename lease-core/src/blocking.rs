@@ -134,7 +134,7 @@ impl Acquire {
     /// # Errors
     /// As [`crate::Manager::acquire`].
     pub fn wait(self) -> Result<Lease> {
-        block_on(self.0.acquire()).map(Lease)
+        self.0.acquire_blocking().map(Lease)
     }
 }
 
@@ -163,7 +163,7 @@ impl Lease {
     /// # Errors
     /// The same.
     pub fn release(self) -> Result<()> {
-        block_on(self.0.release())
+        self.0.give_back_blocking()
     }
 }
 

@@ -4,13 +4,13 @@
 //! passed, in the background where nobody waits for it. Closing waits for the last of these before it closes the store.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::error::{EndReason, Error, ErrorKind, Result};
@@ -33,9 +33,37 @@ pub(crate) struct Core {
     closed: AtomicBool,
     /// Cancelled when the call that closes has come to its end.
     shut: CancellationToken,
-    /// Claims that are not leases, and claims that are leaving: the store is closed after the last.
-    pub(crate) unsettled: TaskTracker,
+    /// How many [`Unsettled`] there are.
+    unsettled: AtomicUsize,
+    /// Told when there are none any more and the manager is closed.
+    settled: Notify,
     ids: (u128, AtomicU64),
+}
+
+/// A claim that is no lease, or one that is leaving: the store is closed after the last.
+pub(crate) struct Unsettled<C: Deref<Target = Core>>(C);
+
+impl<C: Deref<Target = Core>> Unsettled<C> {
+    pub(crate) fn new(core: C) -> Self {
+        core.unsettled.fetch_add(1, Ordering::SeqCst);
+        Self(core)
+    }
+}
+
+impl<C: Deref<Target = Core>> Drop for Unsettled<C> {
+    fn drop(&mut self) {
+        if self.0.unsettled.fetch_sub(1, Ordering::SeqCst) == 1 && self.0.closed.load(Ordering::SeqCst) {
+            self.0.settled.notify_waiters();
+        }
+    }
+}
+
+impl<C: Deref<Target = Core>> Deref for Unsettled<C> {
+    type Target = C;
+
+    fn deref(&self) -> &C {
+        &self.0
+    }
 }
 
 /// Held by managers, leases and waiters; when the last is gone, so is the reason to run.
@@ -54,11 +82,11 @@ impl Drop for Handle {
 impl Core {
     pub(crate) fn new(config: Config, store: Arc<dyn Store>, env: Arc<dyn Environment>) -> Arc<Self> {
         let heartbeat = Heartbeat::new(store.clone(), env.clone(), config.request_timeout);
-        let (lines, closed, unsettled) = (Mutex::default(), AtomicBool::new(false), TaskTracker::new());
-        let shut = CancellationToken::new();
+        let (lines, closed, unsettled) = (Mutex::default(), AtomicBool::new(false), AtomicUsize::new(0));
+        let (shut, settled) = (CancellationToken::new(), Notify::new());
         let first_id = u128::from(env.random()) << 64 | u128::from(env.random());
         let ids = (first_id, AtomicU64::new(0));
-        Arc::new(Self { store, env, heartbeat, config, lines, closed, shut, unsettled, ids })
+        Arc::new(Self { store, env, heartbeat, config, lines, closed, shut, unsettled, settled, ids })
     }
 
     /// An id that no claim has had: the manager's 128 random bits, counted up.
@@ -105,12 +133,11 @@ impl Core {
     /// Takes a claim out of the line: until it is certain, or the store has dropped it, whether anybody waits for it or not.
     fn leaving(self: &Arc<Self>, claim: &Claim) -> oneshot::Receiver<Result<()>> {
         let (told, outcome) = oneshot::channel();
-        let (core, claim, unsettled) = (self.clone(), claim.clone(), self.unsettled.token());
+        let (core, claim) = (Unsettled::new(self.clone()), claim.clone());
         start(
             &*self.env,
             self.store.answers_at_once(),
             Box::pin(async move {
-                let _unsettled = unsettled;
                 let left = core.depart(&claim).await;
                 if let Err(error) = &left {
                     observe::not_left(&*core.env, &claim.name, error);
@@ -128,9 +155,6 @@ impl Core {
 
     /// Takes a claim out of the line and waits for it, 5 s at most; goes on in the background if dropped.
     pub(crate) async fn leave(self: &Arc<Self>, claim: &Claim) -> Result<()> {
-        if let Some(Ok(_left_or_gone)) = self.store.leave_at_once(claim) {
-            return Ok(());
-        }
         let (env, limit) = (self.env.clone(), self.env.now() + LEAVE_LIMIT);
         let mut outcome = self.leaving(claim);
         if let Ok(left) = outcome.try_recv() {
@@ -162,7 +186,7 @@ impl Core {
     pub(crate) async fn shut(self: &Arc<Self>) -> Result<()> {
         let limit = self.env.now() + LEAVE_LIMIT;
         let (answers, held) = lock(&self.lines).close();
-        if self.closed.swap(true, Ordering::AcqRel) {
+        if self.closed.swap(true, Ordering::SeqCst) {
             // Another call closes, perhaps on a thread that the environment does not know: stopping it would cut that off.
             until(&*self.env, limit, self.shut.cancelled()).await;
             return Ok(());
@@ -187,8 +211,16 @@ impl Core {
             left
         };
         let left = until(&*self.env, limit, all).await.unwrap_or_else(Self::no_leave);
-        self.unsettled.close();
-        until(&*self.env, limit, self.unsettled.wait()).await;
+        let settled = async {
+            loop {
+                let settled = self.settled.notified();
+                if self.unsettled.load(Ordering::SeqCst) == 0 {
+                    return;
+                }
+                settled.await;
+            }
+        };
+        until(&*self.env, limit, settled).await;
         self.heartbeat.stop();
         until(&*self.env, limit, self.store.close()).await;
         left

@@ -76,7 +76,7 @@ pub(crate) struct Pulse {
     pub(crate) place: Place,
     deadline: Deadline,
     /// When it was handed out, if it is a lease.
-    held_at: OnceLock<Moment>,
+    held_at: AtomicU64,
     /// Where the schedule has it, if it does: changed with the schedule locked.
     filed_at: AtomicU64,
     /// Wakes the pursuit of a waiting claim: it ended, or has been offered its turn.
@@ -90,7 +90,7 @@ impl Pulse {
         Arc::new(Self {
             place,
             deadline: Deadline::new(confirmed),
-            held_at: OnceLock::new(),
+            held_at: AtomicU64::new(0),
             filed_at: AtomicU64::new(0),
             news: Notify::new(),
             ended: OnceLock::new(),
@@ -110,13 +110,14 @@ impl Pulse {
 
     /// When it was handed out, if it is a lease.
     pub(crate) fn held_at(&self) -> Option<Moment> {
-        self.held_at.get().copied()
+        let at = self.held_at.load(Ordering::Acquire);
+        (at > 0).then(|| Moment::from_nanos(at))
     }
 
     /// A holder is lost at half the ttl; a waiting claim is worth keeping until the store may drop it.
     fn limit(&self) -> Duration {
         let ttl = self.place.claim.ttl;
-        if self.held_at.get().is_some() { ttl / 2 } else { ttl }
+        if self.held_at().is_some() { ttl / 2 } else { ttl }
     }
 
     pub(crate) fn end_reason(&self) -> Option<EndReason> {
@@ -210,10 +211,9 @@ impl Heartbeat {
         let now = self.env.now();
         let fresh = matches!(pulse.deadline.read(), State::Confirmed(at, _) if now <= at + age);
         fresh.then(|| {
-            pulse.held_at.get_or_init(|| {
+            if pulse.held_at.swap(now.as_nanos(), Ordering::AcqRel) == 0 {
                 observe::holds();
-                now
-            });
+            }
             self.keep(pulse);
             now
         })
@@ -242,12 +242,15 @@ impl Heartbeat {
         }
         let kept = lock(&self.schedule).remove(pulse);
         drop(kept);
-        pulse.news.notify_one();
+        let held_at = pulse.held_at();
+        if held_at.is_none() {
+            pulse.news.notify_one();
+        }
         fence(Ordering::SeqCst);
         if let Some(ended) = pulse.ended.get().cloned() {
             self.env.deliver(Box::new(move || ended.cancel()));
         }
-        if let Some(held_at) = pulse.held_at() {
+        if let Some(held_at) = held_at {
             observe::ended(&*self.env, &pulse.place, held_at, end.reason);
         }
     }

@@ -6,10 +6,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_lite::future::block_on;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::engine::Handle;
+use crate::engine::{Core, Handle, Unsettled};
 use crate::error::{EndReason, Error, Result};
 use crate::heartbeat::Pulse;
 use crate::runtime;
@@ -193,8 +194,7 @@ impl Lease {
     /// # Cancel safety
     /// Once polled, the release goes on in the background though this is dropped.
     pub async fn release(self) -> Result<()> {
-        let span = tracing::debug_span!("lease.release", name = ?self.name(), token = %self.token());
-        self.give_back().instrument(span).await
+        self.give_back().await
     }
 
     /// [`release`](Self::release) for those who share a lease. Harmless when repeated.
@@ -205,26 +205,47 @@ impl Lease {
     /// # Cancel safety
     /// Once polled, the release goes on in the background though this is dropped.
     pub async fn give_back(&self) -> Result<()> {
-        let core = &self.handle.core;
+        let span = tracing::debug_span!("lease.release", name = ?self.name(), token = %self.token());
+        match span.in_scope(|| self.end_here("release"))? {
+            Some(unsettled) => self.leave(&unsettled).instrument(span).await,
+            None => Ok(()),
+        }
+    }
+
+    /// [`give_back`](Self::give_back) for threads.
+    pub(crate) fn give_back_blocking(&self) -> Result<()> {
+        let span = tracing::debug_span!("lease.release", name = ?self.name(), token = %self.token());
+        let _in_span = span.enter();
+        match self.end_here("release")? {
+            Some(unsettled) => block_on(self.leave(&unsettled)),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends it, and leaves if that takes no waiting; if it does, the claim is still to leave.
+    fn end_here(&self, operation: &'static str) -> Result<Option<Unsettled<&Core>>> {
+        let core = &*self.handle.core;
         // Before the end is known: whoever closes the manager meanwhile waits for the leaving.
-        let _unsettled = core.unsettled.token();
+        let unsettled = Unsettled::new(core);
         let end = core.heartbeat.end(&self.pulse, EndReason::Released);
         if end.reason.is_loss() {
-            return Err(self.error("release", end.reason));
+            return Err(self.error(operation, end.reason));
         }
-        if end.first {
-            core.leave(&self.pulse.place.claim).await.map_err(|error| error.during("release", Some(self.name())))?;
-        }
-        Ok(())
+        let is_left = || matches!(core.store.leave_at_once(&self.pulse.place.claim), Some(Ok(_left_or_gone)));
+        Ok((end.first && !is_left()).then_some(unsettled))
+    }
+
+    async fn leave(&self, _unsettled: &Unsettled<&Core>) -> Result<()> {
+        let left = self.handle.core.leave(&self.pulse.place.claim).await;
+        left.map_err(|error| error.during("release", Some(self.name())))
     }
 
     /// What dropping it does, for those who share a lease: if it is held, it is released in the background.
     pub fn abandon(&self) {
-        let core = &self.handle.core;
-        let _unsettled = core.unsettled.token();
-        let end = core.heartbeat.end(&self.pulse, EndReason::Released);
-        if end.first && !end.reason.is_loss() {
-            core.withdraw(&self.pulse.place.claim);
+        if self.pulse.end_reason().is_none()
+            && let Ok(Some(_unsettled)) = self.end_here("drop")
+        {
+            self.handle.core.withdraw(&self.pulse.place.claim);
         }
     }
 

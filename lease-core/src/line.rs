@@ -100,6 +100,8 @@ pub(crate) struct Arrival {
     pub(crate) pursues: bool,
     /// The claim that holds the name here, or is about to leave.
     pub(crate) follows: Option<ClaimId>,
+    /// The token of that and for how long it has held, if a warning is due.
+    pub(crate) own_holder: Option<(Token, Duration)>,
 }
 
 /// What a pursuit needs to know of its line before it waits.
@@ -119,14 +121,15 @@ impl Lines {
     }
 
     /// Somebody comes for a name.
-    pub(crate) fn arrive(&mut self, name: &Name) -> Result<Arrival> {
+    pub(crate) fn arrive(&mut self, name: &Name, now: Moment) -> Result<Arrival> {
         if self.closed {
             return Err(Error::closed());
         }
         self.arrivals += 1;
         let number = self.arrivals;
         let line = self.line(name);
-        Ok(Arrival { number, pursues: !std::mem::replace(&mut line.pursued, true), follows: line.held_id() })
+        let (pursues, follows) = (!std::mem::replace(&mut line.pursued, true), line.held_id());
+        Ok(Arrival { number, pursues, follows, own_holder: line.own_holder(now) })
     }
 
     /// Queues a waiter that has arrived.
@@ -175,29 +178,20 @@ impl Lines {
         self.names.get(name)?.held_id()
     }
 
-    /// The token of who holds the name here, and for how long, if a warning about that is due: not for each of many who wait
-    /// for each other as they should.
-    pub(crate) fn own_holder(&mut self, name: &Name, now: Moment) -> Option<(Token, Duration)> {
-        let line = self.names.get_mut(name)?;
-        let pulse = line.held.as_ref().filter(|pulse| pulse.end_reason().is_none())?;
-        let queue = line.queue.get_or_insert_default();
-        if queue.warned_of_own.is_some_and(|at| now.since(at) < WARN_EVERY) {
-            return None;
-        }
-        queue.warned_of_own = Some(now);
-        Some((pulse.place.token, now.since(pulse.held_at()?)))
-    }
-
-    /// The terms of the first waiter. With none left the pursuit is over, and an idle line forgotten.
-    pub(crate) fn next_terms(&mut self, name: &Name) -> Option<Terms> {
+    /// The terms of the first waiter, and the claim that his would follow. With none left the pursuit is over, and an idle line
+    /// forgotten.
+    pub(crate) fn next(&mut self, name: &Name) -> Option<(Terms, Option<ClaimId>)> {
         let line = self.names.get_mut(name)?;
         let terms = line.queue.as_mut().and_then(|queue| {
             (queue.ahead, queue.trouble, queue.warned) = (None, None, None);
             queue.waiters.first_key_value().map(|(_, waiter)| waiter.terms.clone())
         });
         line.pursued = terms.is_some();
-        self.settle(name);
-        terms
+        let follows = line.held_id();
+        if line.is_idle() {
+            self.names.remove(name);
+        }
+        Some((terms?, follows))
     }
 
     /// Whether the first waiter still has these terms; what to wait for if so. Takes out those whose time is up.
@@ -263,7 +257,9 @@ impl Lines {
             if line.held.as_ref().is_some_and(|held| Arc::ptr_eq(held, pulse)) {
                 line.held = None;
             }
-            self.settle(name);
+            if line.is_idle() {
+                self.names.remove(name);
+            }
         }
     }
 
@@ -278,7 +274,9 @@ impl Lines {
         let Some(line) = self.names.get_mut(name) else { return Vec::new() };
         line.pursued = false;
         let stranded = line.queue.as_mut().map(|queue| queue.empty()).unwrap_or_default();
-        self.settle(name);
+        if line.is_idle() {
+            self.names.remove(name);
+        }
         stranded
     }
 
@@ -313,16 +311,25 @@ impl Lines {
         }
         (answers, held)
     }
-
-    fn settle(&mut self, name: &Name) {
-        let idle = |line: &Line| !line.pursued && line.held.is_none() && line.waiting() == 0;
-        if self.names.get(name).is_some_and(idle) {
-            self.names.remove(name);
-        }
-    }
 }
 
 impl Line {
+    fn is_idle(&self) -> bool {
+        !self.pursued && self.held.is_none() && self.waiting() == 0
+    }
+
+    /// The token of who holds the name here, and for how long, if a warning about that is due: not for each of many who wait
+    /// for each other as they should.
+    fn own_holder(&mut self, now: Moment) -> Option<(Token, Duration)> {
+        let pulse = self.held.as_ref().filter(|pulse| pulse.end_reason().is_none())?;
+        let queue = self.queue.get_or_insert_default();
+        if queue.warned_of_own.is_some_and(|at| now.since(at) < WARN_EVERY) {
+            return None;
+        }
+        queue.warned_of_own = Some(now);
+        Some((pulse.place.token, now.since(pulse.held_at()?)))
+    }
+
     fn held_id(&self) -> Option<ClaimId> {
         self.held.as_ref().map(|pulse| pulse.place.claim.id)
     }

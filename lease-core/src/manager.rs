@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use futures_lite::StreamExt;
+use futures_lite::future::block_on;
 use tracing::Instrument;
 
 use crate::config::{Builder, Config};
@@ -14,7 +15,7 @@ use crate::engine::{Core, Handle, LEAVE_LIMIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::Lease;
 use crate::line::{OnWait, Terms, Waiting};
-use crate::pursuit::{attempt, wait};
+use crate::pursuit::{Begun, attempt, begin};
 use crate::runtime::{Environment, see_through};
 use crate::store::{Name, Record, Store, Token};
 
@@ -342,27 +343,47 @@ impl Acquire {
         Ok(self)
     }
 
-    pub(crate) async fn acquire(self) -> Result<Lease> {
+    fn begin(self) -> Begun {
         let Self { operation, manager, name, ttl, timeout, owner, on_wait } = self;
         let handle = manager.handle;
-        let name = name.map_err(|error| error.during(operation, None))?;
-        let acquired = async {
+        let name = match name {
+            Ok(name) => name,
+            Err(error) => return Begun::Done(Err(error.during(operation, None))),
+        };
+        let span = tracing::debug_span!("lease.acquire", ?name);
+        let begun = span.in_scope(|| {
             Config::check_ttl(ttl, handle.core.store.limits())?;
             Config::check_owner(&owner)?;
             let terms = Terms { ttl, owner };
-            match timeout {
-                // In a box of its own: it is large, and would be copied with the other, which is not.
-                Some(Duration::ZERO) => Box::pin(attempt(handle, &name, terms)).await,
-                timeout => {
-                    if on_wait.is_some() {
-                        handle.core.env.start_calls()?;
-                    }
-                    wait(handle, &name, terms, timeout, on_wait).await
-                }
+            if timeout == Some(Duration::ZERO) {
+                let name = name.clone();
+                return Ok(Begun::Waits(Box::pin(async move { attempt(handle, &name, terms).await })));
             }
-        };
-        let span = tracing::debug_span!("lease.acquire", ?name);
-        acquired.instrument(span).await.map_err(|error| error.during(operation, Some(&name)))
+            if on_wait.is_some() {
+                handle.core.env.start_calls()?;
+            }
+            Ok(begin(handle, &name, terms, timeout, on_wait))
+        });
+        match begun.unwrap_or_else(|error| Begun::Done(Err(error))) {
+            Begun::Done(done) => Begun::Done(done.map_err(|error| error.during(operation, Some(&name)))),
+            Begun::Waits(wait) => Begun::Waits(Box::pin(async move {
+                wait.instrument(span).await.map_err(|error| error.during(operation, Some(&name)))
+            })),
+        }
+    }
+
+    async fn acquire(self) -> Result<Lease> {
+        match self.begin() {
+            Begun::Done(done) => done,
+            Begun::Waits(wait) => wait.await,
+        }
+    }
+
+    pub(crate) fn acquire_blocking(self) -> Result<Lease> {
+        match self.begin() {
+            Begun::Done(done) => done,
+            Begun::Waits(wait) => block_on(wait),
+        }
     }
 }
 

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use futures_lite::future::or;
 use tokio::sync::oneshot;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::clock::Moment;
-use crate::engine::{Backoff, Core, Handle};
+use crate::engine::{Backoff, Core, Handle, Unsettled};
 use crate::error::{EndReason, Error, ErrorKind, Holder, Result};
 use crate::heartbeat::Pulse;
 use crate::lease::Lease;
 use crate::line::{OnWait, Terms, Waiter};
+use crate::manager::Acquiring;
 use crate::observe;
 use crate::runtime::{lock, start};
 use crate::store::{Claim, ClaimId, Name, Place, Standing, Token};
@@ -26,42 +26,53 @@ use crate::store::{Claim, ClaimId, Name, Place, Standing, Token};
 /// A wait that was not disturbed for so long begins anew with short pauses when it is.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Joins the local line and waits there. The caller polls only this: it holds no timer and no store.
-pub(crate) async fn wait(
+/// What came of an acquire where it began.
+pub(crate) enum Begun {
+    Done(Result<Lease>),
+    /// It has to wait: somebody does so by this. He polls only an answer, and holds no timer and no store.
+    Waits(Acquiring<Lease>),
+}
+
+/// Gets the lease if that takes no waiting, or else joins the local line.
+pub(crate) fn begin(
     handle: Arc<Handle>,
     name: &Name,
     terms: Terms,
     timeout: Option<Duration>,
     on_wait: Option<OnWait>,
-) -> Result<Lease> {
+) -> Begun {
     let core = handle.core.clone();
     let since = core.env.now();
-    let (arrival, held) = {
-        let mut lines = lock(&core.lines);
-        let held = lines.own_holder(name, since);
-        (lines.arrive(name)?, held)
+    let arrival = match lock(&core.lines).arrive(name, since) {
+        Ok(arrival) => arrival,
+        Err(error) => return Begun::Done(Err(error)),
     };
-    if let Some((token, held_for)) = held {
+    if let Some((token, held_for)) = arrival.own_holder {
         observe::own_holder(name, token, held_for);
     }
-    let pursuit = arrival.pursues.then(|| {
+    let mut pursuit = arrival.pursues.then(|| {
         let claim = Entry::claim(&core, name, terms.clone(), true, arrival.follows);
         Pursuit { entry: Entry::new(core.clone(), claim), over: false }
     });
-    let pursuit = match pursuit.map(|pursuit| pursuit.at_once(&handle, since)) {
-        Some(Ok(lease)) => return lease,
-        Some(Err(pursuit)) => Some(pursuit),
-        None => None,
-    };
-    let (answer, lease) = oneshot::channel();
-    let deadline = timeout.map(|timeout| since + timeout);
-    lock(&core.lines).join(name, arrival.number, Waiter { terms, since, deadline, on_wait, handle, answer })?;
-    let _ticket = Ticket { core: &core, name, arrival: arrival.number };
-    observe::waiters(&*core.env, 1);
-    if let Some(pursuit) = pursuit {
-        start(&*core.env, core.store.answers_at_once(), Box::pin(pursuit.run()));
+    if let Some(lease) = pursuit.as_mut().and_then(|pursuit| pursuit.at_once(&handle, since)) {
+        if let Some(pursuit) = pursuit {
+            pursuit.end();
+        }
+        return Begun::Done(lease);
     }
-    lease.await.unwrap_or_else(|_| Err(Error::closed()))
+    let name = name.clone();
+    Begun::Waits(Box::pin(async move {
+        let (answer, lease) = oneshot::channel();
+        let deadline = timeout.map(|timeout| since + timeout);
+        let waiter = Waiter { terms, since, deadline, on_wait, handle, answer };
+        lock(&core.lines).join(&name, arrival.number, waiter)?;
+        let _ticket = Ticket { core: &core, name: &name, arrival: arrival.number };
+        observe::waiters(&*core.env, 1);
+        if let Some(pursuit) = pursuit {
+            start(&*core.env, core.store.answers_at_once(), Box::pin(pursuit.run()));
+        }
+        lease.await.unwrap_or_else(|_| Err(Error::closed()))
+    }))
 }
 
 /// A waiter's place in the local line: given up when the waiter goes, however he goes.
@@ -124,7 +135,7 @@ struct Pursuit {
 
 impl Pursuit {
     /// The lease for who began this, if it can be had without waiting.
-    fn at_once(mut self, handle: &Arc<Handle>, since: Moment) -> Result<Result<Lease>, Self> {
+    fn at_once(&mut self, handle: &Arc<Handle>, since: Moment) -> Option<Result<Lease>> {
         let entry = &mut self.entry;
         let core = &entry.core;
         entry.first_sent = Some(since);
@@ -134,33 +145,30 @@ impl Pursuit {
             Some(Ok(Standing::Head(token))) => {
                 let pulse = entry.pulse(*token);
                 if let Some(now) = entry.core.heartbeat.hold(&pulse) {
-                    let lease = entry.lease(handle.clone(), pulse, now.since(since));
-                    self.end();
-                    return Ok(lease);
+                    return Some(entry.lease(handle.clone(), pulse, now.since(since)));
                 }
             }
             Some(_) => {}
         }
-        Err(self)
+        None
     }
 
     /// Ends it, unless others wait for the name meanwhile.
     fn end(mut self) {
-        let core = self.entry.core.clone();
         if self.goes_on() {
+            let core = self.entry.core.clone();
             start(&*core.env, core.store.answers_at_once(), Box::pin(self.run()));
         }
     }
 
     /// Begins anew for the next who waits, if somebody does.
     fn goes_on(&mut self) -> bool {
-        let (core, name) = (&self.entry.core, &self.entry.claim.name);
-        let (terms, follows) = {
-            let mut lines = lock(&core.lines);
-            (lines.next_terms(name), lines.held(name))
-        };
-        match terms {
-            Some(terms) => self.entry = Entry::new(core.clone(), Entry::claim(core, name, terms, true, follows)),
+        let (core, name): (&Arc<Core>, _) = (&self.entry.core, &self.entry.claim.name);
+        let next = lock(&core.lines).next(name);
+        match next {
+            Some((terms, follows)) => {
+                self.entry = Entry::new(core.clone(), Entry::claim(core, name, terms, true, follows));
+            }
             None => self.over = true,
         }
         !self.over
@@ -224,7 +232,7 @@ async fn tend<T>(core: &Core, name: &Name, terms: &Terms, work: impl Future<Outp
 
 /// One claim from its first attempt to enter until it is a lease. Whatever ends it before, it leaves the line.
 struct Entry {
-    core: Arc<Core>,
+    core: Unsettled<Arc<Core>>,
     claim: Claim,
     /// When it was first sent: an idempotent yes to a retry counts from here.
     first_sent: Option<Moment>,
@@ -232,13 +240,12 @@ struct Entry {
     standing: Option<Result<Standing>>,
     pulse: Option<Arc<Pulse>>,
     handed_out: bool,
-    _unsettled: TaskTrackerToken,
 }
 
 impl Entry {
     fn new(core: Arc<Core>, claim: Claim) -> Self {
-        let unsettled = core.unsettled.token();
-        Self { core, claim, first_sent: None, standing: None, pulse: None, handed_out: false, _unsettled: unsettled }
+        let core = Unsettled::new(core);
+        Self { core, claim, first_sent: None, standing: None, pulse: None, handed_out: false }
     }
 
     fn claim(core: &Core, name: &Name, terms: Terms, queues: bool, follows: Option<ClaimId>) -> Claim {

@@ -10,6 +10,7 @@
 //!    free. As `turn` waits for the one claim before its own, a hand-over wakes one waiter (S7).
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -27,7 +28,9 @@ use crate::store::{Ahead, Claim, ClaimId, Departure, Limits, Name, Place, Record
 pub struct MemoryStore {
     lines: Arc<Mutex<Lines>>,
     env: Arc<dyn Environment>,
-    closed: Latch,
+    closed: AtomicBool,
+    /// Opened when it is closed.
+    closing: Latch,
 }
 
 #[derive(Default)]
@@ -96,7 +99,7 @@ impl MemoryStore {
     }
 
     fn on(lines: Arc<Mutex<Lines>>, env: Arc<dyn Environment>) -> Arc<Self> {
-        Arc::new(Self { lines, env, closed: Latch::new() })
+        Arc::new(Self { lines, env, closed: AtomicBool::new(false), closing: Latch::new() })
     }
 
     /// One step on one line, unless this handle is closed.
@@ -105,7 +108,7 @@ impl MemoryStore {
     }
 
     fn check_open(&self) -> Result<()> {
-        if self.closed.is_cancelled() { Err(Error::closed()) } else { Ok(()) }
+        if self.closed.load(Ordering::Acquire) { Err(Error::closed()) } else { Ok(()) }
     }
 
     fn step_even_closed<T>(&self, name: &Name, step: impl FnOnce(&mut Line, &mut Step<'_>) -> T) -> T {
@@ -150,7 +153,7 @@ impl MemoryStore {
     /// Resolves when the latch is open, at `until`, or, as an error, when this handle is closed.
     async fn wait(&self, latch: &Latch, until: Moment) -> Result<()> {
         let closed = async {
-            self.closed.cancelled().await;
+            self.closing.cancelled().await;
             Err(Error::closed())
         };
         let open_or_late = async {
@@ -163,7 +166,7 @@ impl MemoryStore {
 
 impl std::fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MemoryStore").field("closed", &self.closed.is_cancelled()).finish_non_exhaustive()
+        f.debug_struct("MemoryStore").field("closed", &self.closed).finish_non_exhaustive()
     }
 }
 
@@ -267,7 +270,8 @@ impl Store for MemoryStore {
 
     /// Claims that are still in their lines stay there until they expire: only `leave` says that the work has stopped.
     async fn close(&self) {
-        self.closed.cancel();
+        self.closed.store(true, Ordering::Release);
+        self.closing.cancel();
     }
 }
 
