@@ -650,10 +650,13 @@ fn files_of_others_are_refused_and_untouched() {
     let manager = Manager::open(&dir.db());
     manager.ping().unwrap();
     manager.close();
-    dir.raw().pragma_update(None, "user_version", 2).unwrap();
-    let manager = Manager::open(&dir.db());
-    assert_eq!(kind(manager.ping()), ErrorKind::Incompatible, "of a later version");
-    manager.close();
+    let version: i32 = dir.raw().query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+    for other in [version - 1, version + 1] {
+        dir.raw().pragma_update(None, "user_version", other).unwrap();
+        let manager = Manager::open(&dir.db());
+        assert_eq!(kind(manager.ping()), ErrorKind::Incompatible, "of an earlier or later version");
+        manager.close();
+    }
 }
 
 #[test]

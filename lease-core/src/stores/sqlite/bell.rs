@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::fs::{AtFlags, Mode, OFlags, chmodat, open, unlinkat};
 use tokio::sync::Notify;
+use tokio_util::sync::DropGuard;
 
 use super::failure::Failure;
 use crate::runtime::lock;
@@ -38,8 +39,15 @@ pub(super) struct Bell {
     /// `None` once it is closed.
     socket: Mutex<Option<Arc<Socket>>>,
     /// One for each claim of this store that may have to wait. Rung before it is waited for, it stays rung.
-    turns: Mutex<HashMap<ClaimId, Arc<Notify>>>,
+    turns: Mutex<HashMap<ClaimId, Turn>>,
     watches: Mutex<HashMap<Name, Arc<Notify>>>,
+}
+
+#[derive(Default)]
+struct Turn {
+    notify: Arc<Notify>,
+    /// What is done meanwhile for those who wait behind the same managers.
+    attending: Vec<Arc<DropGuard>>,
 }
 
 struct Socket {
@@ -145,7 +153,7 @@ impl Bell {
         match ring {
             Ring::Turn(claim) => {
                 if let Some(turn) = lock(&self.turns).get(claim) {
-                    turn.notify_one();
+                    turn.notify.notify_one();
                 }
             }
             Ring::Changed(name) => {
@@ -157,13 +165,20 @@ impl Bell {
     }
 
     fn wake_all(&self) {
-        lock(&self.turns).values().for_each(|turn| turn.notify_one());
+        lock(&self.turns).values().for_each(|turn| turn.notify.notify_one());
         lock(&self.watches).values().for_each(|watch| watch.notify_waiters());
     }
 
     /// The latch of a claim, made when first asked for: before the claim can be in any line.
     pub(super) fn turn(&self, claim: ClaimId) -> Arc<Notify> {
-        lock(&self.turns).entry(claim).or_default().clone()
+        lock(&self.turns).entry(claim).or_default().notify.clone()
+    }
+
+    /// Keeps that up until the claim waits for others, or no more.
+    pub(super) fn attend(&self, claim: ClaimId, attending: Vec<Arc<DropGuard>>) {
+        if let Some(turn) = lock(&self.turns).get_mut(&claim) {
+            drop(std::mem::replace(&mut turn.attending, attending));
+        }
     }
 
     /// The claim waits no more.

@@ -11,6 +11,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 use super::failure::Failure;
 use super::gate::{Entered, Gate, writable};
 use super::line::{Effects, SharedClock, Transaction};
+use super::process::Process;
 use crate::error::{Error, ErrorKind};
 use crate::fork::keep_waiting;
 use crate::runtime::{Environment, lock};
@@ -20,7 +21,7 @@ type Result<T, E = Failure> = std::result::Result<T, E>;
 const SCHEMA: &str = include_str!("schema.sql");
 /// "LEAS" in the header of the file.
 const APPLICATION: i32 = 0x4c45_4153;
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 /// How many tokens one commit that is synced to the disk reserves.
 const TOKENS: i64 = 65_536;
 /// More claims never share a transaction.
@@ -43,6 +44,7 @@ pub(super) struct Session {
     changes: u64,
     boot: String,
     clock: SharedClock,
+    process: (Process, Option<i64>),
     seen: Option<([u8; 16], i64)>,
     swept_at: i64,
     checkpoint_at: u64,
@@ -57,6 +59,7 @@ impl Database {
             changes: 0,
             boot: boot.trim().to_owned(),
             clock: SharedClock { offset: boottime_offset()? },
+            process: Process::own(),
             seen: None,
             swept_at: i64::MIN / 2,
             checkpoint_at: CHECKPOINT_EVERY,
@@ -79,6 +82,10 @@ impl Session {
         let mut kept = lock(&gate.connection);
         self.connected = false;
         gate.check_same_file()?;
+        if !self.process.0.is_own() {
+            // A forked child: what it enters is not its parent's.
+            self.process = Process::own();
+        }
         // Whatever fails drops the connection, and with it what it had begun.
         let sql = match kept.take() {
             Some(sql) => sql,
@@ -92,6 +99,7 @@ impl Session {
             clock: self.clock,
             now,
             bell,
+            process: &self.process,
             next_token: first_token,
             swept_at: &mut self.swept_at,
             changed: BTreeSet::new(),

@@ -7,6 +7,7 @@
 //! 3. Invariant: `Head` is answered for a row that a write made held, and only rows that wait are offered. A lapsed offer
 //!    is deleted by the transaction that makes the next: a manager that wakes up late finds no row to take.
 //! 4. A row in the middle that goes wakes the one behind it; nobody else.
+//! 5. A row whose process is gone for certain is removed by whoever waits behind it, or asks for the head.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::bell::Ring;
 use super::failure::Failure;
+use super::process::Process;
 use crate::clock::Moment;
 use crate::store::{Ahead, Claim, ClaimId, Departure, Name, Place, Record, Renewal, Standing, Token};
 
@@ -66,10 +68,20 @@ pub(super) struct Transaction<'a> {
     pub(super) now: i64,
     /// This manager's bell.
     pub(super) bell: &'a str,
+    /// This process, and its pid namespace if that is known.
+    pub(super) process: &'a (Process, Option<i64>),
     pub(super) next_token: i64,
     pub(super) swept_at: &'a mut i64,
     pub(super) changed: BTreeSet<Name>,
     pub(super) effects: Effects,
+}
+
+/// Another manager, in a process that this one can watch.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Peer {
+    /// Random, so that proof which is old by now is about its rows and no others.
+    bell: String,
+    pub(super) process: Process,
 }
 
 /// The first row of a settled line.
@@ -94,7 +106,19 @@ impl Head {
 }
 
 impl Transaction<'_> {
-    pub(super) fn claim(&mut self, sent: Moment, claim: &Claim) -> Result<Standing> {
+    /// With the managers to be watched by who waits.
+    pub(super) fn claim(&mut self, sent: Moment, claim: &Claim) -> Result<(Standing, Vec<Peer>)> {
+        let standing = self.stand(sent, claim)?;
+        self.with_peers(&claim.name, standing)
+    }
+
+    /// With the managers to be watched by who waits.
+    pub(super) fn look(&mut self, place: &Place) -> Result<(Standing, Vec<Peer>)> {
+        let standing = self.look_at(place)?;
+        self.with_peers(&place.claim.name, standing)
+    }
+
+    fn stand(&mut self, sent: Moment, claim: &Claim) -> Result<Standing> {
         let id = claim.id.0.to_be_bytes();
         let Some(head) = self.settle(&claim.name, Some(id))? else {
             self.changed.insert(claim.name.clone());
@@ -112,13 +136,14 @@ impl Transaction<'_> {
             // Dead behind a living head: its id is used up. A second row of it would outlive its leaving.
             Some((_, deadline)) if deadline <= self.now => return Ok(Standing::Lost),
             Some((at, _)) => at,
+            None if !claim.queues && self.remove_gone(&claim.name)? => return self.stand(sent, claim),
             None if !claim.queues => return Ok(Standing::Busy(self.ahead(&claim.name, &head, i64::MAX)?)),
             None => self.enter(sent, claim, WAITING)?,
         };
         Ok(Standing::Behind(token(at)?, self.ahead(&claim.name, &head, at)?))
     }
 
-    pub(super) fn look(&mut self, place: &Place) -> Result<Standing> {
+    fn look_at(&mut self, place: &Place) -> Result<Standing> {
         let Claim { name, id, .. } = &place.claim;
         let (id, at) = (id.0.to_be_bytes(), place.token.get());
         let Some(head) = self.settle(name, Some(id))? else { return Ok(Standing::Lost) };
@@ -180,7 +205,7 @@ impl Transaction<'_> {
     }
 
     /// The head's token, and when to look again if it is as `seen` until then: by that time it may have died unnoticed.
-    pub(super) fn watch(&mut self, name: &Name, seen: Option<Token>) -> Result<(Option<Token>, Moment)> {
+    pub(super) fn watch(&mut self, name: &Name, seen: Option<Token>) -> Result<(Option<Token>, Moment, Option<Peer>)> {
         let head = self.settle(name, None)?;
         let holder = head.as_ref().map(|head| token(head.token)).transpose()?;
         if holder == seen {
@@ -188,8 +213,61 @@ impl Transaction<'_> {
                 .prepare_cached("INSERT OR REPLACE INTO watch (name, bell, deadline) VALUES (?1, ?2, ?3)")?
                 .execute(params![&**name, self.bell, self.now + WATCH])?;
         }
-        let end = head.map_or(i64::MAX, |head| head.end().saturating_add(AFTER));
-        Ok((holder, self.clock.own(end.min(self.now + WATCH / 2))))
+        let end = head.as_ref().map_or(i64::MAX, |head| head.end().saturating_add(AFTER));
+        let peer = head.map(|head| self.peer(name, head.token)).transpose()?.flatten();
+        Ok((holder, self.clock.own(end.min(self.now + WATCH / 2)), peer))
+    }
+
+    /// The manager just before is enough to be watched, if it is not frozen and can watch as well as we can: else the holder's,
+    /// as last seen, is watched by who is behind.
+    fn with_peers(&self, name: &Name, standing: Standing) -> Result<(Standing, Vec<Peer>)> {
+        let mut peers = Vec::new();
+        if let Standing::Behind(_, Ahead { predecessor, holder, .. }) = &standing {
+            peers.extend(self.peer(name, predecessor.get())?);
+            if holder != predecessor {
+                peers.extend(self.peer(name, holder.get())?);
+            }
+        }
+        Ok((standing, peers))
+    }
+
+    /// The manager of that row, if its process is another one whose death we could see.
+    fn peer(&self, name: &Name, token: i64) -> Result<Option<Peer>> {
+        let (own, namespace) = self.process;
+        let mut select = self.sql.prepare_cached(
+            "SELECT bell, pid, inode FROM line WHERE name = ?1 AND token = ?2 AND namespace = ?3 AND pid <> ?4",
+        )?;
+        let peer =
+            |row: &Row<'_>| Ok(Peer { bell: row.get(0)?, process: Process { pid: row.get(1)?, inode: row.get(2)? } });
+        Ok(select.query_row(params![&**name, token, namespace, own.pid], peer).optional()?)
+    }
+
+    /// Removes the head as long as its process is gone. Whether there was one to remove.
+    pub(super) fn remove_gone(&mut self, name: &Name) -> Result<bool> {
+        let mut removed = false;
+        while let Some(Head { token, turn, .. }) = self.settle(name, None)?
+            && self.peer(name, token)?.is_some_and(|peer| peer.process.is_gone())
+        {
+            self.remove(name, token, turn)?;
+            removed = true;
+        }
+        Ok(removed)
+    }
+
+    /// Removes what a manager whose process is gone has left, but not too much at once. Whether there may be more.
+    pub(super) fn remove_all_of(&mut self, gone: &Peer) -> Result<bool> {
+        // The last of a line first: else it would be offered the turn by the going of the other.
+        let rows: Vec<(String, i64, i64)> = self
+            .sql
+            .prepare_cached(
+                "SELECT name, token, turn FROM line WHERE bell = ?1 AND pid = ?2 ORDER BY name, token DESC LIMIT 100",
+            )?
+            .query_map(params![gone.bell, gone.process.pid], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+            .collect::<Result<_, _>>()?;
+        for (name, token, turn) in &rows {
+            self.remove(&Name::new(name)?, *token, *turn)?;
+        }
+        Ok(!rows.is_empty())
     }
 
     /// The holders of all names from `first` on until one is not accepted. A head that is offered the name counts as its
@@ -319,17 +397,22 @@ impl Transaction<'_> {
         self.next_token += 1;
         let deadline = after(self.clock.shared(sent).min(self.now), claim.ttl);
         let held_at = if turn == HELD { self.now } else { 0 };
-        self.sql.prepare_cached("INSERT INTO line VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute(params![
-            &*claim.name,
-            token,
-            claim.id.0.to_be_bytes(),
-            after(0, claim.ttl),
-            deadline,
-            turn,
-            held_at,
-            self.bell,
-            &*claim.owner,
-        ])?;
+        self.sql
+            .prepare_cached("INSERT INTO line VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)")?
+            .execute(params![
+                &*claim.name,
+                token,
+                claim.id.0.to_be_bytes(),
+                after(0, claim.ttl),
+                deadline,
+                turn,
+                held_at,
+                self.bell,
+                &*claim.owner,
+                self.process.0.pid,
+                self.process.0.inode,
+                self.process.1,
+            ])?;
         Ok(token)
     }
 

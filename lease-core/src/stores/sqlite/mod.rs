@@ -6,7 +6,8 @@
 //! 2. `database`: one connection, one transaction at a time; tokens that a power failure cannot bring back.
 //! 3. `line`: what a transaction does to a line of claims. The rules that make one holder are there.
 //! 4. `bell`: after COMMIT the manager whose claim got its turn is woken through a socket beside the file.
-//! 5. `queue`: who has to wait for the file does not do so on the library's thread, and shares a commit with others.
+//! 5. `process`: the claims of a process that died are removed at once, if the kernel proves that it died.
+//! 6. `queue`: who has to wait for the file does not do so on the library's thread, and shares a commit with others.
 //!
 //! Beside `jobs.db` there are `jobs.db-wal` and `jobs.db-shm`, the lock files `jobs.db-gate` and `jobs.db-live`,
 //! and a socket `jobs.db-bell-…` for each open manager. Another copy of `SQLite` in the same process must not open the
@@ -17,6 +18,7 @@ mod database;
 mod failure;
 mod gate;
 mod line;
+mod process;
 mod queue;
 
 use std::path::Path;
@@ -28,6 +30,7 @@ use async_trait::async_trait;
 use self::bell::Bell;
 use self::database::Database;
 use self::gate::Gate;
+use self::line::{Peer, Transaction};
 use self::queue::{Shared, Urgency};
 use crate::clock::Moment;
 use crate::error::Result;
@@ -52,13 +55,18 @@ impl SqliteStore {
         Ok(Arc::new(Self { shared: Shared::start(env, bell, Database::new(gate)?)? }))
     }
 
-    fn turn_is_over(&self, claim: &Claim, standing: &Result<Standing>) {
-        match standing {
-            Ok(Standing::Behind(..)) => self.shared.listen(),
-            Ok(_) => self.shared.bell.forget(claim.id),
-            // It may be in the line.
-            Err(_) => {}
+    /// What is to be done while the claim stands there, until it is known to stand elsewhere.
+    fn stands(&self, claim: &Claim, answer: Result<(Standing, Vec<Peer>)>) -> Result<Standing> {
+        // An error: it may be in the line.
+        let (standing, ahead) = answer?;
+        if let Standing::Behind(..) = standing {
+            self.shared.listen();
+            let attending = ahead.into_iter().map(|peer| self.shared.attend(peer)).collect();
+            self.shared.bell.attend(claim.id, attending);
+        } else {
+            self.shared.bell.forget(claim.id);
         }
+        Ok(standing)
     }
 }
 
@@ -83,9 +91,7 @@ impl Store for SqliteStore {
 
     fn claim_at_once(&self, sent: Moment, claim: &Claim) -> Option<Result<Standing>> {
         self.shared.bell.turn(claim.id);
-        let standing = self.shared.run_here(|line| line.claim(sent, claim)).ok()?;
-        self.turn_is_over(claim, &standing);
-        Some(standing)
+        Some(self.stands(claim, self.shared.run_here(|line| line.claim(sent, claim)).ok()?))
     }
 
     fn leave_at_once(&self, claim: &Claim) -> Option<Result<Departure>> {
@@ -98,9 +104,7 @@ impl Store for SqliteStore {
         // Before the claim is in the line: its bell may ring before this call has answered.
         self.shared.bell.turn(claim.id);
         let wish = claim.clone();
-        let standing = self.shared.call(Urgency::Other, move |line| line.claim(sent, &wish)).await;
-        self.turn_is_over(claim, &standing);
-        standing
+        self.stands(claim, self.shared.call(Urgency::Other, move |line| line.claim(sent, &wish)).await)
     }
 
     async fn turn(&self, place: &Place, ahead: &Ahead) -> Result<()> {
@@ -110,9 +114,7 @@ impl Store for SqliteStore {
 
     async fn look(&self, place: &Place) -> Result<Standing> {
         let known = place.clone();
-        let standing = self.shared.call(Urgency::Other, move |line| line.look(&known)).await;
-        self.turn_is_over(&place.claim, &standing);
-        standing
+        self.stands(&place.claim, self.shared.call(Urgency::Other, move |line| line.look(&known)).await)
     }
 
     async fn renew(&self, sent: Moment, places: &[Place]) -> Vec<Result<Renewal>> {
@@ -132,7 +134,11 @@ impl Store for SqliteStore {
 
     async fn inspect(&self, name: &Name) -> Result<Option<Record>> {
         let name = name.clone();
-        let records = self.shared.call(Urgency::Other, move |line| line.records(&name, |other| name == *other)).await?;
+        let work = move |line: &mut Transaction<'_>| {
+            line.remove_gone(&name)?;
+            line.records(&name, |other| name == *other)
+        };
+        let records = self.shared.call(Urgency::Other, work).await?;
         Ok(records.into_iter().next())
     }
 
@@ -148,10 +154,11 @@ impl Store for SqliteStore {
             // Made before the look, so that it hears what rings during it.
             let rung = watch.notify.notified();
             let name = name.clone();
-            let (holder, look_at) = self.shared.call(Urgency::Other, move |line| line.watch(&name, seen)).await?;
+            let (holder, look_at, peer) = self.shared.call(Urgency::Other, move |line| line.watch(&name, seen)).await?;
             if holder != seen {
                 return Ok(());
             }
+            let _attending = peer.map(|peer| self.shared.attend(peer));
             self.shared.wait(rung, look_at).await?;
         }
     }

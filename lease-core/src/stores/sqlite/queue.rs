@@ -8,21 +8,28 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError, Weak};
+use std::time::Duration;
 
 use futures_lite::future::{block_on, or};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::bell::Bell;
 use super::database::{self, BATCH, Database, Session};
 use super::failure::Failure;
-use super::line::{Effects, Transaction};
+use super::line::{Effects, Peer, Transaction};
+use super::process::Watch;
 use crate::clock::Moment;
 use crate::error::{Error, Result};
 use crate::runtime::{Environment, Task, Thread, lock};
 use crate::store::Name;
+
+/// Before claims of the dead, which could not be removed, are tried again.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What the callers of one store, its thread and its tasks share.
 pub(super) struct Shared {
@@ -34,6 +41,8 @@ pub(super) struct Shared {
     ready: Condvar,
     /// The offers that this store made and has not seen the end of.
     offers: Mutex<HashMap<Name, Moment>>,
+    /// The managers that are waited for, and those who wait.
+    attended: Mutex<HashMap<Peer, Weak<DropGuard>>>,
     listening: AtomicBool,
     tasks: TaskTracker,
     closed: CancellationToken,
@@ -94,6 +103,7 @@ impl Shared {
             queue: Mutex::default(),
             ready: Condvar::new(),
             offers: Mutex::default(),
+            attended: Mutex::default(),
             listening: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             closed: CancellationToken::new(),
@@ -271,6 +281,49 @@ impl Shared {
         }
         // If it fails, the waiters look when their own time comes.
         drop(self.call(Urgency::Other, move |line| line.settle(&name, None).map(drop)).await);
+    }
+
+    /// Watches the process of a manager as long as anybody keeps what this returns, and removes its claims when it dies.
+    pub(super) fn attend(self: &Arc<Self>, peer: Peer) -> Arc<DropGuard> {
+        let mut attended = lock(&self.attended);
+        attended.retain(|_, kept| kept.strong_count() > 0);
+        if let Some(kept) = attended.get(&peer).and_then(Weak::upgrade) {
+            return kept;
+        }
+        let needed = CancellationToken::new();
+        let kept = Arc::new(needed.clone().drop_guard());
+        attended.insert(peer.clone(), Arc::downgrade(&kept));
+        let this = self.clone();
+        self.spawn(async move {
+            or(or(this.closed.cancelled(), needed.cancelled()), this.bury(peer)).await;
+        });
+        kept
+    }
+
+    async fn bury(self: &Arc<Self>, peer: Peer) {
+        match peer.process.watch() {
+            Watch::Gone => {}
+            Watch::Alive(pidfd) => {
+                #[expect(
+                    deprecated,
+                    reason = "sound for a descriptor that nobody replaces; its successor is an unsafe fn"
+                )]
+                let Ok(pidfd) = AsyncFd::with_interest(pidfd, Interest::READABLE) else { return };
+                if pidfd.readable().await.is_err() {
+                    return;
+                }
+            }
+            // Nobody sees it die: its claims last until their deadlines.
+            Watch::Unknown => return,
+        }
+        loop {
+            let gone = peer.clone();
+            match self.call(Urgency::Other, move |line| line.remove_all_of(&gone)).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(_) => self.env.sleep_until(self.env.now() + PAUSE).await,
+            }
+        }
     }
 
     /// Resolves when it is rung, at `at`, or, as an error, when the store is closed.

@@ -11,6 +11,10 @@ CREATE TABLE line (
     held_at  INTEGER NOT NULL, -- 0 until it is held
     bell     TEXT    NOT NULL, -- its manager, and the socket that wakes it
     owner    TEXT    NOT NULL,
+    -- The process of its manager.
+    pid       INTEGER NOT NULL,
+    inode     INTEGER NOT NULL, -- of a descriptor of the process
+    namespace INTEGER,          -- of the pid; NULL: not known
     PRIMARY KEY (name, token)
 ) STRICT, WITHOUT ROWID;
 
