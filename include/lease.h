@@ -41,7 +41,7 @@
  *            else in the process may open the database file, with an SQLite of its own or a second copy of this library:
  *            closing it drops the locks of this one.
  * exit       releases nothing: what was not released, or a wait that has just timed out, stays in the line until its ttl
- *            has passed. lease_manager_close sees to both.
+ *            has passed, or on a database file until somebody wants the name. lease_manager_close sees to both.
  * Units      Times are milliseconds, int64_t, their names end in _ms; options are texts with a unit: "15s". Tokens are
  *            int64_t and at least 1. Texts are UTF-8 without NUL. A name has 1 to 512 bytes.
  *
