@@ -16,12 +16,11 @@ use std::future::IntoFuture;
 use std::ops::Deref;
 use std::time::Duration;
 
-use futures_lite::future::block_on;
-
 use crate::config::Builder;
 use crate::error::Result;
 use crate::lease::Ended;
 use crate::manager::Changes;
+use crate::runtime::block_on;
 use crate::store::{Record, Token};
 
 /// [`crate::Manager`] for threads.

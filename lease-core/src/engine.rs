@@ -111,7 +111,7 @@ impl Core {
     pub(crate) fn answer(&self, answer: Answer) {
         let (to, answer) = answer;
         // One who has gone meanwhile drops the lease, which releases it.
-        self.env.deliver(Box::new(move || drop(to.send(answer))));
+        to.answer(&*self.env, answer);
     }
 
     /// Forgets a lease that was given back.

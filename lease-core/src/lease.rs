@@ -6,14 +6,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_lite::future::block_on;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::engine::{Core, Handle, Unsettled};
 use crate::error::{EndReason, Error, Result};
 use crate::heartbeat::Pulse;
-use crate::runtime;
+use crate::runtime::{self, block_on, near};
 use crate::signal::EndSignal;
 use crate::store::{Name, Token};
 
@@ -231,8 +230,10 @@ impl Lease {
         if end.reason.is_loss() {
             return Err(self.error(operation, end.reason));
         }
-        let is_left = || matches!(core.store.leave_at_once(&self.pulse.place.claim), Some(Ok(_left_or_gone)));
-        Ok((end.first && !is_left()).then_some(unsettled))
+        // The next waiter of this process gets the name in this thread.
+        let leave = || near(|| core.store.leave_at_once(&self.pulse.place.claim));
+        let is_left = !end.first || matches!(leave(), Some(Ok(_left_or_gone)));
+        Ok((!is_left).then_some(unsettled))
     }
 
     async fn leave(&self, _unsettled: &Unsettled<&Core>) -> Result<()> {

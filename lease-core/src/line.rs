@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::HashMap;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
 use crate::clock::Moment;
 use crate::engine::Handle;
 use crate::error::{Error, ErrorKind, Holder, Result};
 use crate::heartbeat::Pulse;
 use crate::lease::Lease;
+use crate::runtime::Caller;
 use crate::store::{Ahead, ClaimId, Name, Token};
 
 /// The least time between two warnings of the same kind.
@@ -52,11 +53,11 @@ pub(crate) struct Waiter {
     pub(crate) deadline: Option<Moment>,
     pub(crate) on_wait: Option<OnWait>,
     pub(crate) handle: Arc<Handle>,
-    pub(crate) answer: oneshot::Sender<Result<Lease>>,
+    pub(crate) answer: Caller<Result<Lease>>,
 }
 
 /// An answer on its way to a waiter, to be sent where user code may run.
-pub(crate) type Answer = (oneshot::Sender<Result<Lease>>, Result<Lease>);
+pub(crate) type Answer = (Caller<Result<Lease>>, Result<Lease>);
 
 #[derive(Default)]
 pub(crate) struct Lines {
@@ -151,10 +152,7 @@ impl Lines {
     /// A waiter gave up, or has its answer.
     pub(crate) fn depart(&mut self, name: &Name, arrival: u64) -> Option<Waiter> {
         let queue = self.queue(name)?;
-        let waiter = queue.waiters.remove(&arrival)?;
-        if let Some(deadline) = waiter.deadline {
-            queue.deadlines.remove(&(deadline, arrival));
-        }
+        let waiter = queue.remove(arrival)?;
         queue.changed.notify_one();
         Some(waiter)
     }
@@ -238,9 +236,10 @@ impl Lines {
 
     /// Takes the first waiter out for the lease it gets, if it still has these terms.
     pub(crate) fn take(&mut self, name: &Name, terms: &Terms) -> Option<Waiter> {
-        let first = self.queue(name)?.waiters.first_key_value();
-        let arrival = first.filter(|(_, waiter)| waiter.terms == *terms).map(|(at, _)| *at)?;
-        self.depart(name, arrival)
+        let queue = self.queue(name)?;
+        let arrival =
+            queue.waiters.first_key_value().filter(|(_, waiter)| waiter.terms == *terms).map(|(at, _)| *at)?;
+        queue.remove(arrival)
     }
 
     /// Notes a lease that is handed out. Gives back the one before it, which it proves to be over.
@@ -375,6 +374,14 @@ impl Queue {
 
     fn seen_holder(&self) -> Option<Holder> {
         self.ahead.as_ref().map(|ahead| Holder::new(ahead.holder, &*ahead.owner))
+    }
+
+    fn remove(&mut self, arrival: u64) -> Option<Waiter> {
+        let waiter = self.waiters.remove(&arrival)?;
+        if let Some(deadline) = waiter.deadline {
+            self.deadlines.remove(&(deadline, arrival));
+        }
+        Some(waiter)
     }
 
     fn empty(&mut self) -> Vec<Waiter> {

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use futures_lite::StreamExt;
-use futures_lite::future::block_on;
 use tracing::Instrument;
 
 use crate::config::{Builder, Config};
@@ -16,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lease::Lease;
 use crate::line::{OnWait, Terms, Waiting};
 use crate::pursuit::{Begun, attempt, begin};
-use crate::runtime::{Environment, see_through};
+use crate::runtime::{Environment, block_on, see_through};
 use crate::store::{Name, Record, Store, Token};
 
 /// A manager of leases on one store. Cheap to clone; all clones are the same manager.

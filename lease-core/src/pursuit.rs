@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::future::or;
-use tokio::sync::oneshot;
 
 use crate::clock::Moment;
 use crate::engine::{Backoff, Core, Handle, Unsettled};
@@ -20,7 +19,7 @@ use crate::lease::Lease;
 use crate::line::{OnWait, Terms, Waiter};
 use crate::manager::Acquiring;
 use crate::observe;
-use crate::runtime::{lock, start};
+use crate::runtime::{lock, reply, start_near};
 use crate::store::{Claim, ClaimId, Name, Place, Standing, Token};
 
 /// A wait that was not disturbed for so long begins anew with short pauses when it is.
@@ -62,16 +61,16 @@ pub(crate) fn begin(
     }
     let name = name.clone();
     Begun::Waits(Box::pin(async move {
-        let (answer, lease) = oneshot::channel();
+        let (answer, lease) = reply();
         let deadline = timeout.map(|timeout| since + timeout);
         let waiter = Waiter { terms, since, deadline, on_wait, handle, answer };
         lock(&core.lines).join(&name, arrival.number, waiter)?;
         let _ticket = Ticket { core: &core, name: &name, arrival: arrival.number };
         observe::waiters(&*core.env, 1);
         if let Some(pursuit) = pursuit {
-            start(&*core.env, core.store.answers_at_once(), Box::pin(pursuit.run()));
+            start_near(&core.env, core.store.answers_at_once(), Box::pin(pursuit.run()));
         }
-        lease.await.unwrap_or_else(|_| Err(Error::closed()))
+        lease.await.unwrap_or_else(|| Err(Error::closed()))
     }))
 }
 
@@ -157,7 +156,7 @@ impl Pursuit {
     fn end(mut self) {
         if self.goes_on() {
             let core = self.entry.core.clone();
-            start(&*core.env, core.store.answers_at_once(), Box::pin(self.run()));
+            start_near(&core.env, core.store.answers_at_once(), Box::pin(self.run()));
         }
     }
 

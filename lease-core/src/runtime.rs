@@ -4,18 +4,19 @@
 //! a user does can delay a heartbeat or a deadline. Everything the core takes from outside (clock, sleep, randomness,
 //! spawning, delivery) comes through [`Environment`], so that it can be run from a seed.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use async_task::Runnable;
 use futures_lite::future::or;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
@@ -84,6 +85,61 @@ pub(crate) fn start(env: &dyn Environment, here: bool, mut task: Task) {
     }
 }
 
+/// The same for a task of the core's own, none of it a user's, that may also go on where it is woken: see [`near`].
+pub(crate) fn start_near(env: &Arc<dyn Environment>, here: bool, task: Task) {
+    let soon = env.clone();
+    let schedule = move |woken: Runnable| {
+        if let Some(woken) = keep_near(woken) {
+            soon.spawn(Box::pin(async move { step(woken) }));
+        }
+    };
+    let (task, kept) = async_task::spawn(task, schedule);
+    // What is left when the library's thread ends is dropped with it.
+    env.spawn(Box::pin(async move { kept.fallible().await.unwrap_or_default() }));
+    if here { step(task) } else { task.schedule() }
+}
+
+/// Runs what wakes tasks of the core's own, and then those tasks, in this thread: to wake another for them costs more than
+/// what they have to do. Not for the library's thread, which is where they go on otherwise.
+pub(crate) fn near<T>(wakes: impl FnOnce() -> T) -> T {
+    struct Outermost(bool);
+    impl Drop for Outermost {
+        fn drop(&mut self) {
+            while self.0
+                && let Some(woken) = of_this_thread(|near| near.as_mut()?.pop_front())
+            {
+                step(woken);
+            }
+            if self.0 {
+                of_this_thread(Option::take);
+            }
+        }
+    }
+    let outermost = of_this_thread(|near| near.is_none().then(|| near.insert(VecDeque::new()).clear()));
+    let _outermost = Outermost(outermost.is_some());
+    wakes()
+}
+
+/// Gives it back if this thread does not run it.
+fn keep_near(woken: Runnable) -> Option<Runnable> {
+    let mut woken = Some(woken);
+    of_this_thread(|near| {
+        near.as_mut()?.extend(woken.take());
+        Some(())
+    });
+    woken
+}
+
+/// `None` too at the very end of a thread, when what it had is gone.
+fn of_this_thread<T>(f: impl FnOnce(&mut Option<VecDeque<Runnable>>) -> Option<T>) -> Option<T> {
+    NEAR.try_with(|near| f(&mut near.borrow_mut())).ok().flatten()
+}
+
+fn step(task: Runnable) {
+    // A panic of a store ends the task; what the task guards tells who waits.
+    drop(catch_unwind(AssertUnwindSafe(|| task.run())));
+}
+
 /// [`start`]s the work and waits for its result under any executor. Dropping this drops the work.
 pub(crate) async fn run<T: Send + 'static>(
     env: &Arc<dyn Environment>,
@@ -102,32 +158,90 @@ pub(crate) async fn see_through<T: Send + 'static>(
     here: bool,
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    /// Tells the caller, where his waker may run, though the work is dropped half way.
-    struct Answer<T: Send + 'static>(Option<oneshot::Sender<Result<T>>>, Arc<dyn Environment>);
+    /// Tells the caller though the work is dropped half way.
+    struct Answer<T: Send + 'static>(Option<Caller<Result<T>>>, Arc<dyn Environment>);
     impl<T: Send + 'static> Drop for Answer<T> {
         fn drop(&mut self) {
             if let Some(unanswered) = self.0.take() {
-                self.1.deliver(Box::new(move || drop(unanswered)));
+                unanswered.answer(&*self.1, Err(Error::dropped()));
             }
         }
     }
-    let (tx, rx) = oneshot::channel();
-    let mut answer = Answer(Some(tx), env.clone());
+    let (caller, reply) = reply();
+    let mut answer = Answer(Some(caller), env.clone());
     let task = async move {
         let result = work.await;
-        if let Some(tx) = answer.0.take() {
-            answer.1.deliver(Box::new(move || drop(tx.send(result))));
+        if let Some(caller) = answer.0.take() {
+            caller.answer(&*answer.1, result);
         }
     };
     start(&**env, here, Box::pin(task));
-    rx.await.unwrap_or_else(|_| Err(Error::dropped()))
+    reply.await.unwrap_or_else(|| Err(Error::dropped()))
+}
+
+/// A way for one answer to somebody who waits.
+pub(crate) fn reply<T>() -> (Caller<T>, Reply<T>) {
+    let ((tx, rx), is_plain) = (oneshot::channel(), Arc::new(AtomicBool::new(false)));
+    (Caller { tx, is_plain: is_plain.clone() }, Reply { rx, is_plain })
+}
+
+/// Who waits for a [`Reply`].
+pub(crate) struct Caller<T> {
+    tx: oneshot::Sender<T>,
+    is_plain: Arc<AtomicBool>,
+}
+
+impl<T: Send + 'static> Caller<T> {
+    /// Answers from here if that only wakes a thread, or else where user code may run. To one who has gone it is dropped.
+    pub(crate) fn answer(self, env: &dyn Environment, answer: T) {
+        let Self { tx, is_plain } = self;
+        if is_plain.load(Ordering::Acquire) {
+            drop(tx.send(answer));
+        } else {
+            env.deliver(Box::new(move || drop(tx.send(answer))));
+        }
+    }
+}
+
+/// The answer; `None` if nobody is left to give one.
+pub(crate) struct Reply<T> {
+    rx: oneshot::Receiver<T>,
+    is_plain: Arc<AtomicBool>,
+}
+
+impl<T> Future for Reply<T> {
+    type Output = Option<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        self.is_plain.store(PLAIN_WAKER.get(), Ordering::Release);
+        Pin::new(&mut self.rx).poll(cx).map(Result::ok)
+    }
+}
+
+/// Polls with a waker of which the caller knows that it only wakes a thread, or makes a descriptor readable: it runs no code of users,
+/// so any thread may call it, the library's too, and an answer comes without another thread's help.
+pub fn with_plain_waker<T>(poll: impl FnOnce() -> T) -> T {
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            PLAIN_WAKER.set(self.0);
+        }
+    }
+    let _before = Before(PLAIN_WAKER.replace(true));
+    poll()
+}
+
+/// Blocks this thread until it is done.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    futures_lite::future::block_on(poll_fn(|cx| with_plain_waker(|| future.as_mut().poll(cx))))
 }
 
 /// Runs all at once; the results in the order given.
 #[cfg(any(feature = "conformance", feature = "etcd"))]
 pub(crate) async fn together<F: Future>(work: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut work: Vec<_> = work.map(|one| (Some(Box::pin(one)), None)).collect();
-    std::future::poll_fn(|cx| {
+    poll_fn(|cx| {
         for (one, result) in &mut work {
             if let Some(Poll::Ready(output)) = one.as_mut().map(|one| one.as_mut().poll(cx)) {
                 (*one, *result) = (None, Some(output));
@@ -146,6 +260,10 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 thread_local! {
     static LIBRARY_THREAD: Cell<bool> = const { Cell::new(false) };
+    /// Tasks that were woken and go on in this thread.
+    static NEAR: RefCell<Option<VecDeque<Runnable>>> = const { RefCell::new(None) };
+    /// Whether what is polled here is polled with a waker that runs no code of users.
+    static PLAIN_WAKER: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A thread of the library, which can be waited for without blocking.
@@ -345,8 +463,11 @@ impl Drop for System {
 
 /// Runs user code. Its panic ends it, and nothing else: not the delivery to others, nor what the caller has still to do.
 pub(crate) fn call(job: Job) {
+    // What it polls has wakers of its own.
+    let plain = PLAIN_WAKER.replace(false);
     // The panic hook has printed it.
     drop(catch_unwind(AssertUnwindSafe(job)));
+    PLAIN_WAKER.set(plain);
 }
 
 /// All sleeping futures, woken by one timer on the clock that counts through suspend.

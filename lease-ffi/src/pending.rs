@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_int};
 use std::future::IntoFuture;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 
 use lease_core::signal::Signal;
 use lease_core::{Acquiring, Error, ErrorKind, Lease, Name, Result};
@@ -15,7 +15,7 @@ use crate::handle::{export, find, insert, invalid, remove, value};
 use crate::lease::{Held, lease_t};
 use crate::manager::{lease_manager_t, prepare};
 use crate::options::{Set, lease_options_t};
-use crate::wait::{borrowed, is_readable};
+use crate::wait::{borrowed, is_readable, step};
 
 /// An acquire that goes on in the background. Free it with `lease_pending_free`.
 pub struct lease_pending_t {
@@ -55,7 +55,7 @@ impl Pending {
         });
         let either = either.transpose()?;
         let waker = Waker::from(signal.clone());
-        let state = match acquiring.as_mut().poll(&mut Context::from_waker(&waker)) {
+        let state = match step(acquiring.as_mut(), &waker) {
             Poll::Pending => State::Waiting(acquiring),
             Poll::Ready(done) => {
                 signal.set();
@@ -70,7 +70,7 @@ impl Pending {
         if let State::Waiting(acquiring) = &mut *state {
             self.signal.clear();
             let waker = Waker::from(self.signal.clone());
-            if let Poll::Ready(done) = acquiring.as_mut().poll(&mut Context::from_waker(&waker)) {
+            if let Poll::Ready(done) = step(acquiring.as_mut(), &waker) {
                 *state = State::Done(done);
             } else if self.set.cancel().map_or(Ok(false), is_readable)? {
                 *state = State::Done(Err(cancelled(&self.name)));

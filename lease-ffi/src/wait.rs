@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use lease_core::clock::Moment;
+use lease_core::runtime::with_plain_waker;
 use lease_core::signal::Signal;
 use lease_core::{Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,6 +17,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 pub(crate) fn borrowed(signal: &Signal) -> BorrowedFd<'_> {
     // SAFETY: only its owner closes it before it is dropped, and does not use it after that.
     unsafe { BorrowedFd::borrow_raw(signal.fd()) }
+}
+
+/// Polls once. All our wakers wake a thread or write to a descriptor.
+pub(crate) fn step<T>(future: Pin<&mut (impl Future<Output = T> + ?Sized)>, waker: &Waker) -> Poll<T> {
+    with_plain_waker(|| future.poll(&mut Context::from_waker(waker)))
 }
 
 /// Waits as long as it takes, with nothing of this thread's own: C calls from `atexit` and from destructors of thread-specific
@@ -30,13 +36,13 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
         }
     }
     let mut future = pin!(future);
-    if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+    if let Poll::Ready(done) = step(future.as_mut(), Waker::noop()) {
         return done;
     }
     let parked = Arc::new(Parked::default());
     let waker = Waker::from(parked.clone());
     loop {
-        if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+        if let Poll::Ready(done) = step(future.as_mut(), &waker) {
             return done;
         }
         let woken = parked.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,14 +91,14 @@ pub(crate) fn wait<T>(
         return Ok(Waited::Done(block_on(future)));
     }
     let deadline = limit.map(|limit| Moment::now() + limit);
-    if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+    if let Poll::Ready(done) = step(future.as_mut(), Waker::noop()) {
         return Ok(Waited::Done(done));
     }
     let signal = Arc::new(Signal::new()?);
     let waker = Waker::from(signal.clone());
     loop {
         signal.clear();
-        if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+        if let Poll::Ready(done) = step(future.as_mut(), &waker) {
             return Ok(Waited::Done(done));
         }
         let left = deadline.map(|deadline| deadline.since(Moment::now()));

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use lease_core::clock::Moment;
+use lease_core::runtime::with_plain_waker;
 use lease_core::{Error, ErrorKind, Result, fork};
 use pyo3::prelude::*;
 
@@ -88,7 +89,8 @@ pub(crate) fn step<T>(
     work: Pin<&mut (impl Future<Output = Result<T>> + ?Sized)>,
     context: &mut Context<'_>,
 ) -> Poll<Result<T>> {
-    catch_unwind(AssertUnwindSafe(|| work.poll(context))).unwrap_or_else(|_| {
+    // All our wakers wake a thread or write to a descriptor.
+    catch_unwind(AssertUnwindSafe(|| with_plain_waker(|| work.poll(context)))).unwrap_or_else(|_| {
         Poll::Ready(Err(Error::new(ErrorKind::Internal, "a defect of this package, please report it: it panicked")))
     })
 }

@@ -104,20 +104,20 @@ impl MemoryStore {
 
     /// One step on one line, unless this handle is closed.
     fn step<T>(&self, name: &Name, step: impl FnOnce(&mut Line, &mut Step<'_>) -> T) -> Result<T> {
-        self.check_open().map(|()| self.step_even_closed(name, step))
+        self.check_open().map(|()| self.step_at(None, name, step))
     }
 
     fn check_open(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) { Err(Error::closed()) } else { Ok(()) }
+        if self.closed.load(Ordering::Relaxed) { Err(Error::closed()) } else { Ok(()) }
     }
 
-    fn step_even_closed<T>(&self, name: &Name, step: impl FnOnce(&mut Line, &mut Step<'_>) -> T) -> T {
+    /// One step at an instant that was read before, or now. What is not past its deadline then may be so now: it is removed later.
+    fn step_at<T>(&self, at: Option<Moment>, name: &Name, step: impl FnOnce(&mut Line, &mut Step<'_>) -> T) -> T {
         let mut opened = Vec::new();
         let answer = {
             let mut lines = lock(&self.lines);
             let Lines { revision, of } = &mut *lines;
-            // The clock is read under the mutex: of two steps, the later never has the older reading.
-            let now = self.env.now();
+            let now = at.unwrap_or_else(|| self.env.now());
             let line = of.entry(name.clone()).or_default();
             line.expire(now, &mut opened);
             let answer = step(line, &mut Step { now, revision, opened: &mut opened });
@@ -131,13 +131,14 @@ impl MemoryStore {
         answer
     }
 
-    fn enter(&self, claim: &Claim) -> Result<Standing> {
-        self.step(&claim.name, |line, step| match line.position(claim.id) {
+    fn enter(&self, sent: Moment, claim: &Claim) -> Result<Standing> {
+        self.check_open()?;
+        self.step_at(Some(sent), &claim.name, |line, step| match line.position(claim.id) {
             // The answer to the first attempt was lost: this is no second entry, and no renewal (S3).
             Some(at) => Ok(line.standing(at)),
             None if !claim.queues && !line.rows.is_empty() => Ok(Standing::Busy(line.ahead(line.rows.len()))),
             None => line.enter(claim, step).map(|()| line.standing(line.rows.len() - 1)),
-        })?
+        })
     }
 
     fn depart(&self, claim: &Claim) -> Result<Departure> {
@@ -176,16 +177,16 @@ impl Store for MemoryStore {
         Limits { min_ttl: Duration::from_millis(50), slack: Duration::ZERO }
     }
 
-    fn claim_at_once(&self, _sent: Moment, claim: &Claim) -> Option<Result<Standing>> {
-        Some(self.enter(claim))
+    fn claim_at_once(&self, sent: Moment, claim: &Claim) -> Option<Result<Standing>> {
+        Some(self.enter(sent, claim))
     }
 
     fn leave_at_once(&self, claim: &Claim) -> Option<Result<Departure>> {
         Some(self.depart(claim))
     }
 
-    async fn claim(&self, _sent: Moment, claim: &Claim) -> Result<Standing> {
-        self.enter(claim)
+    async fn claim(&self, sent: Moment, claim: &Claim) -> Result<Standing> {
+        self.enter(sent, claim)
     }
 
     async fn turn(&self, place: &Place, ahead: &Ahead) -> Result<()> {
@@ -354,14 +355,14 @@ struct Watcher<'a>(&'a MemoryStore, &'a Name);
 
 impl<'a> Watcher<'a> {
     fn new(store: &'a MemoryStore, name: &'a Name) -> Self {
-        store.step_even_closed(name, |line, _| line.watchers += 1);
+        store.step_at(None, name, |line, _| line.watchers += 1);
         Self(store, name)
     }
 }
 
 impl Drop for Watcher<'_> {
     fn drop(&mut self) {
-        self.0.step_even_closed(self.1, |line, _| line.watchers -= 1);
+        self.0.step_at(None, self.1, |line, _| line.watchers -= 1);
     }
 }
 

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{AtFlags, Mode, OFlags, chmodat, open, unlinkat};
 use tokio::sync::Notify;
 use tokio_util::sync::DropGuard;
@@ -50,10 +51,12 @@ struct Turn {
     attending: Vec<Arc<DropGuard>>,
 }
 
-struct Socket {
+pub(super) struct Socket {
     name: String,
-    datagrams: UnixDatagram,
+    pub(super) datagrams: UnixDatagram,
     directory: OwnedFd,
+    /// Wakes the thread that listens, for other work.
+    pub(super) wake: OwnedFd,
 }
 
 /// Somebody of this store who waits for another head of a name.
@@ -73,14 +76,15 @@ impl Bell {
         let name = format!("{}{random:016x}", prefix(database));
         let io = |error| Failure::io("cannot make a socket beside the database file", &error);
         let datagrams = UnixDatagram::bind(through(&directory, &name)).map_err(io)?;
-        let socket = Socket { name: name.clone(), datagrams, directory };
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(failed)?;
+        let socket = Socket { name: name.clone(), datagrams, directory, wake };
         socket.datagrams.set_nonblocking(true).map_err(io)?;
         chmodat(&socket.directory, &*name, Mode::from_raw_mode(mode), AtFlags::empty()).map_err(failed)?;
         let socket = Mutex::new(Some(Arc::new(socket)));
         Ok(Self { name, socket, turns: Mutex::default(), watches: Mutex::default() })
     }
 
-    fn socket(&self) -> Option<Arc<Socket>> {
+    pub(super) fn socket(&self) -> Option<Arc<Socket>> {
         lock(&self.socket).clone()
     }
 
@@ -128,24 +132,17 @@ impl Bell {
         }
     }
 
-    /// Reads the bell for ever. To be run on the library's thread.
-    pub(super) async fn listen(&self) -> std::io::Result<()> {
-        let Some(socket) = self.socket() else { return Ok(()) };
-        let datagrams = tokio::net::UnixDatagram::from_std(socket.datagrams.try_clone()?)?;
-        drop(socket);
-        let mut buffer = [0; LONGEST];
-        loop {
-            datagrams.readable().await?;
-            let mut heard = 0;
-            while let Ok(length) = datagrams.try_recv(&mut buffer) {
-                heard += 1;
-                if let Some(ring) = decode(&buffer[..length]) {
-                    self.hear(&ring);
-                }
+    /// Hears what was rung and not heard yet.
+    pub(super) fn hear_all(&self, socket: &Socket) {
+        let (mut buffer, mut heard) = ([0; LONGEST], 0);
+        while let Ok(length) = socket.datagrams.recv(&mut buffer) {
+            heard += 1;
+            if let Some(ring) = decode(&buffer[..length]) {
+                self.hear(&ring);
             }
-            if heard >= BURST {
-                self.wake_all();
-            }
+        }
+        if heard >= BURST {
+            self.wake_all();
         }
     }
 

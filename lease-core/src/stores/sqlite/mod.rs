@@ -60,7 +60,6 @@ impl SqliteStore {
         // An error: it may be in the line.
         let (standing, ahead) = answer?;
         if let Standing::Behind(..) = standing {
-            self.shared.listen();
             let attending = ahead.into_iter().map(|peer| self.shared.attend(peer)).collect();
             self.shared.bell.attend(claim.id, attending);
         } else {
@@ -149,7 +148,6 @@ impl Store for SqliteStore {
 
     async fn changed(&self, name: &Name, seen: Option<Token>) -> Result<()> {
         let watch = self.shared.bell.watch(name);
-        self.shared.listen();
         loop {
             // Made before the look, so that it hears what rings during it.
             let rung = watch.notify.notified();

@@ -6,12 +6,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, TryLockError, Weak};
 use std::time::Duration;
 
 use futures_lite::future::{block_on, or};
+use rustix::event::{PollFd, PollFlags, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
@@ -25,7 +26,7 @@ use super::line::{Effects, Peer, Transaction};
 use super::process::Watch;
 use crate::clock::Moment;
 use crate::error::{Error, Result};
-use crate::runtime::{Environment, Task, Thread, lock};
+use crate::runtime::{Environment, Task, Thread, lock, near};
 use crate::store::Name;
 
 /// Before claims of the dead, which could not be removed, are tried again.
@@ -38,12 +39,10 @@ pub(super) struct Shared {
     /// `None` once it is closed.
     database: Mutex<Option<Database>>,
     queue: Mutex<Queue>,
-    ready: Condvar,
     /// The offers that this store made and has not seen the end of.
     offers: Mutex<HashMap<Name, Moment>>,
     /// The managers that are waited for, and those who wait.
     attended: Mutex<HashMap<Peer, Weak<DropGuard>>>,
-    listening: AtomicBool,
     tasks: TaskTracker,
     closed: CancellationToken,
     pub(super) path: PathBuf,
@@ -101,10 +100,8 @@ impl Shared {
             env,
             bell,
             queue: Mutex::default(),
-            ready: Condvar::new(),
             offers: Mutex::default(),
             attended: Mutex::default(),
-            listening: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             closed: CancellationToken::new(),
             path: database.gate.path.clone(),
@@ -176,7 +173,15 @@ impl Shared {
                 Urgency::Renewal => queue.renewals.push_back(request),
                 Urgency::Other => queue.others.push_back(request),
             }
-            self.ready.notify_one();
+            self.wake();
+        }
+    }
+
+    /// Wakes the store's thread.
+    fn wake(&self) {
+        if let Some(bell) = self.bell.socket() {
+            // Full is as good as written.
+            let _ = rustix::io::write(&bell.wake, &1_u64.to_ne_bytes());
         }
     }
 
@@ -191,11 +196,22 @@ impl Shared {
 
     /// `false` when there will be none any more.
     fn wait_for_work(&self) -> bool {
-        let mut queue = lock(&self.queue);
-        while queue.is_empty() && !queue.stopped {
-            queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        loop {
+            {
+                let queue = lock(&self.queue);
+                if queue.stopped || !queue.is_empty() {
+                    return !queue.stopped;
+                }
+            }
+            // It is closed by this thread, at its end.
+            let Some(bell) = self.bell.socket() else { return false };
+            let both =
+                [bell.wake.as_fd(), bell.datagrams.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            // No error is left but to be interrupted.
+            let _ = poll(&mut { both }, None);
+            let _ = rustix::io::read(&bell.wake, &mut [0; 8]);
+            near(|| self.bell.hear_all(&bell));
         }
-        !queue.stopped
     }
 
     /// Runs what is queued as one transaction: one commit for all of it.
@@ -216,12 +232,11 @@ impl Shared {
         drop(database);
         match outcome.map_err(|failure| self.error(failure)) {
             Ok(((), effects)) => {
-                for one in batch {
-                    one.reply(Ok(()));
-                }
+                // First those of other processes: they can run beside this thread.
                 self.announce(effects);
+                near(|| batch.into_iter().for_each(|one| one.reply(Ok(()))));
             }
-            Err(error) => batch.into_iter().for_each(|one| one.reply(Err(error.clone()))),
+            Err(error) => near(|| batch.into_iter().for_each(|one| one.reply(Err(error.clone())))),
         }
     }
 
@@ -339,22 +354,6 @@ impl Shared {
         or(closed, rung_or_late).await
     }
 
-    /// Starts reading the bell, or tries again if that failed: a store of which nobody ever waits does without.
-    pub(super) fn listen(self: &Arc<Self>) {
-        if self.listening.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let this = self.clone();
-        self.spawn(async move {
-            let listen = async {
-                let Err(error) = this.bell.listen().await else { return };
-                this.listening.store(false, Ordering::Release);
-                this.env.log(Box::new(move || tracing::warn!(%error, "cannot hear the bell: waiters look late")));
-            };
-            or(this.closed.cancelled(), listen).await;
-        });
-    }
-
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let task: Task = Box::pin(self.tasks.track_future(task));
         self.env.spawn(task);
@@ -382,7 +381,7 @@ impl Shared {
         self.closed.cancel();
         self.tasks.close();
         lock(&self.queue).stopped = true;
-        self.ready.notify_one();
+        self.wake();
     }
 }
 
