@@ -57,8 +57,9 @@ bench: tools etcd ## Measure
 	$(CARGO) bench -p lease-ffi --bench figures --locked
 	sh ci/python.sh "$(PYTHON_WORK)" bench
 
-soak: tools etcd ## Hunt for what happens seldom: 4,000 seeds of faults, all faults of etcd for long, a thousand ends of Python
+soak: tools etcd ## Hunt for what happens seldom: 4,000 seeds of faults, 6,600 power failures, all faults of etcd for long, a thousand ends of Python
 	CHAOS_SEEDS=4000 $(CARGO) test --release -p lease-core --all-features --locked --test chaos
+	SQLITE_ROUNDS=20 $(CARGO) test --release -p lease-core --all-features --locked --test sqlite_faults
 	ETCD_ROUNDS=5 $(CARGO) test --release -p lease-core --all-features --locked --test etcd -- --test-threads=8
 	EXITS=40 sh ci/python.sh "$(PYTHON_WORK)" test -k interpreter_may_end
 

@@ -72,7 +72,8 @@ impl Worker {
         if status.success() { Ok(()) } else { Err(format!("{} failed: {status}", self.what)) }
     }
 
-    fn line(&self, until: Instant) -> Result<Option<String>, String> {
+    /// Its next line, or `None` when it has ended.
+    pub(crate) fn line(&self, until: Instant) -> Result<Option<String>, String> {
         match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(line) => Ok(Some(line)),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
