@@ -144,7 +144,9 @@ fn crash(operation: Operation, step: u64) -> (bool, Duration) {
                 waiting.extend([wait(&others[1], "first"), wait(&others[2], "second")]);
             }
             Operation::Renew | Operation::Leave => {
-                token = claim(&mut subject, "head");
+                // It may die when it has left and has not rung: its death is noticed all the same, and not its deadline awaited.
+                let command = if operation == Operation::Leave { "claim_for_long" } else { "claim" };
+                token = place_of(&ask(&mut subject, command), "head");
                 waiting.extend([wait(&others[1], "first"), wait(&others[2], "second")]);
             }
             Operation::CloseAlone => {
@@ -282,9 +284,12 @@ fn place_of(answer: &str, place: &str) -> i64 {
 /// The one that dies: a store without a manager, which does nothing but what it is told.
 pub(crate) fn subject(file: &Path) {
     let env = system().unwrap();
-    let claim = claim_of("dead", TTL);
+    let mut claim = claim_of("dead", TTL);
     let (mut store, mut known) = (None, None);
     obey(|words| {
+        if words == ["claim_for_long"] {
+            claim.ttl = LONG;
+        }
         if words == ["open"] {
             let opened = SqliteStore::open(file, env.clone()).unwrap();
             block_on(opened.ping()).unwrap();
@@ -294,7 +299,7 @@ pub(crate) fn subject(file: &Path) {
         let store = store.as_ref().expect("it is open");
         let place = |token| Place { claim: claim.clone(), token };
         match words {
-            ["claim"] => match block_on(store.claim(env.now(), &claim)).unwrap() {
+            ["claim" | "claim_for_long"] => match block_on(store.claim(env.now(), &claim)).unwrap() {
                 Standing::Head(token) => {
                     known = Some(token);
                     format!("head {token}")

@@ -161,7 +161,7 @@ impl Bell {
         }
     }
 
-    fn wake_all(&self) {
+    pub(super) fn wake_all(&self) {
         lock(&self.turns).values().for_each(|turn| turn.notify.notify_one());
         lock(&self.watches).values().for_each(|watch| watch.notify_waiters());
     }

@@ -335,7 +335,8 @@ impl Shared {
             let gone = peer.clone();
             match self.call(Urgency::Other, move |line| line.remove_all_of(&gone)).await {
                 Ok(true) => {}
-                Ok(false) => return,
+                // It may have left, and died before it rang.
+                Ok(false) => return self.bell.wake_all(),
                 Err(_) => self.env.sleep_until(self.env.now() + PAUSE).await,
             }
         }
