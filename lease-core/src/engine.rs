@@ -185,7 +185,8 @@ impl Core {
     /// Ends everything: waits with `Closed`, leases by releasing them, then the heartbeat and the store.
     pub(crate) async fn shut(self: &Arc<Self>) -> Result<()> {
         let limit = self.env.now() + LEAVE_LIMIT;
-        let (answers, held) = lock(&self.lines).close();
+        // Those that have not ended by themselves when this is over are dropped.
+        let (answers, held, _pursuits) = lock(&self.lines).close();
         if self.closed.swap(true, Ordering::SeqCst) {
             // Another call closes, perhaps on a thread that the environment does not know: stopping it would cut that off.
             until(&*self.env, limit, self.shut.cancelled()).await;

@@ -16,7 +16,7 @@ use crate::engine::Handle;
 use crate::error::{Error, ErrorKind, Holder, Result};
 use crate::heartbeat::Pulse;
 use crate::lease::Lease;
-use crate::runtime::Caller;
+use crate::runtime::{Caller, Near};
 use crate::store::{Ahead, ClaimId, Name, Token};
 
 /// The least time between two warnings of the same kind.
@@ -81,6 +81,8 @@ pub(crate) struct Line {
 struct Queue {
     waiters: BTreeMap<u64, Waiter>,
     deadlines: BTreeSet<(Moment, u64)>,
+    /// The one that runs, and any that is just about to end.
+    pursuits: Vec<Near>,
     /// The latest arrival that was told that it has to wait.
     told: u64,
     /// Wakes the pursuit when somebody gave up or has an earlier deadline.
@@ -133,12 +135,14 @@ impl Lines {
         Ok(Arrival { number, pursues, follows, own_holder: line.own_holder(now) })
     }
 
-    /// Queues a waiter that has arrived.
-    pub(crate) fn join(&mut self, name: &Name, arrival: u64, waiter: Waiter) -> Result<()> {
+    /// Queues a waiter that has arrived. Says whether it has to pursue the name now: who did so may have ended since.
+    pub(crate) fn join(&mut self, name: &Name, arrival: u64, waiter: Waiter) -> Result<bool> {
         if self.closed {
             return Err(Error::closed());
         }
-        let queue = self.line(name).queue.get_or_insert_default();
+        let line = self.line(name);
+        let pursues = !std::mem::replace(&mut line.pursued, true);
+        let queue = line.queue.get_or_insert_default();
         if let Some(deadline) = waiter.deadline {
             queue.deadlines.insert((deadline, arrival));
             if queue.deadlines.first() == Some(&(deadline, arrival)) {
@@ -146,7 +150,16 @@ impl Lines {
             }
         }
         queue.waiters.insert(arrival, waiter);
-        Ok(())
+        Ok(pursues)
+    }
+
+    /// Keeps the pursuit of a name, which lives no longer than the line.
+    pub(crate) fn pursued_by(&mut self, name: &Name, pursuit: Near) {
+        if let Some(queue) = self.queue(name) {
+            // None that runs is ever replaced: that would drop it.
+            queue.pursuits.retain(|pursuit| !pursuit.is_finished());
+            queue.pursuits.push(pursuit);
+        }
     }
 
     /// A waiter gave up, or has its answer.
@@ -296,19 +309,20 @@ impl Lines {
         due
     }
 
-    /// Lets nobody in any more. Gives back who waited and what was held.
-    pub(crate) fn close(&mut self) -> (Vec<Answer>, Vec<Arc<Pulse>>) {
+    /// Lets nobody in any more. Gives back who waited, what was held, and what ran.
+    pub(crate) fn close(&mut self) -> (Vec<Answer>, Vec<Arc<Pulse>>, Vec<Near>) {
         self.closed = true;
-        let (mut answers, mut held) = (Vec::new(), Vec::new());
+        let (mut answers, mut held, mut pursuits) = (Vec::new(), Vec::new(), Vec::new());
         for (name, line) in &mut self.names {
             if let Some(queue) = &mut line.queue {
                 let closed = || Err(Error::closed().during("acquire", Some(name)));
                 answers.extend(queue.empty().into_iter().map(|waiter| (waiter.answer, closed())));
                 queue.changed.notify_one();
+                pursuits.append(&mut queue.pursuits);
             }
             held.extend(line.held.take());
         }
-        (answers, held)
+        (answers, held, pursuits)
     }
 }
 

@@ -49,10 +49,7 @@ pub(crate) fn begin(
     if let Some((token, held_for)) = arrival.own_holder {
         observe::own_holder(name, token, held_for);
     }
-    let mut pursuit = arrival.pursues.then(|| {
-        let claim = Entry::claim(&core, name, terms.clone(), true, arrival.follows);
-        Pursuit { entry: Entry::new(core.clone(), claim), over: false }
-    });
+    let mut pursuit = arrival.pursues.then(|| Pursuit::new(&core, name, terms.clone(), arrival.follows));
     if let Some(lease) = pursuit.as_mut().and_then(|pursuit| pursuit.at_once(&handle, since)) {
         if let Some(pursuit) = pursuit {
             pursuit.end();
@@ -63,12 +60,12 @@ pub(crate) fn begin(
     Begun::Waits(Box::pin(async move {
         let (answer, lease) = reply();
         let deadline = timeout.map(|timeout| since + timeout);
-        let waiter = Waiter { terms, since, deadline, on_wait, handle, answer };
-        lock(&core.lines).join(&name, arrival.number, waiter)?;
+        let waiter = Waiter { terms: terms.clone(), since, deadline, on_wait, handle, answer };
+        let pursues = lock(&core.lines).join(&name, arrival.number, waiter)?;
         let _ticket = Ticket { core: &core, name: &name, arrival: arrival.number };
         observe::waiters(&*core.env, 1);
-        if let Some(pursuit) = pursuit {
-            start_near(&core.env, core.store.answers_at_once(), Box::pin(pursuit.run()));
+        if let Some(pursuit) = pursuit.or_else(|| pursues.then(|| Pursuit::new(&core, &name, terms, arrival.follows))) {
+            pursuit.start();
         }
         lease.await.unwrap_or_else(|| Err(Error::closed()))
     }))
@@ -133,6 +130,10 @@ struct Pursuit {
 }
 
 impl Pursuit {
+    fn new(core: &Arc<Core>, name: &Name, terms: Terms, follows: Option<ClaimId>) -> Self {
+        Self { entry: Entry::new(core.clone(), Entry::claim(core, name, terms, true, follows)), over: false }
+    }
+
     /// The lease for who began this, if it can be had without waiting.
     fn at_once(&mut self, handle: &Arc<Handle>, since: Moment) -> Option<Result<Lease>> {
         let entry = &mut self.entry;
@@ -155,9 +156,14 @@ impl Pursuit {
     /// Ends it, unless others wait for the name meanwhile.
     fn end(mut self) {
         if self.goes_on() {
-            let core = self.entry.core.clone();
-            start_near(&core.env, core.store.answers_at_once(), Box::pin(self.run()));
+            self.start();
         }
+    }
+
+    fn start(self) {
+        let (core, name) = (self.entry.core.clone(), self.entry.claim.name.clone());
+        let pursuit = start_near(&core.env, core.store.answers_at_once(), Box::pin(self.run()));
+        lock(&core.lines).pursued_by(&name, pursuit);
     }
 
     /// Begins anew for the next who waits, if somebody does.

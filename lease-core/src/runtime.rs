@@ -85,8 +85,12 @@ pub(crate) fn start(env: &dyn Environment, here: bool, mut task: Task) {
     }
 }
 
-/// The same for a task of the core's own, none of it a user's, that may also go on where it is woken: see [`near`].
-pub(crate) fn start_near(env: &Arc<dyn Environment>, here: bool, task: Task) {
+/// A task that was started by [`start_near`].
+pub(crate) type Near = async_task::Task<()>;
+
+/// The same for a task of the core's own, none of it a user's, that may also go on where it is woken: see [`near`]. It is dropped
+/// with what this gives.
+pub(crate) fn start_near(env: &Arc<dyn Environment>, here: bool, task: Task) -> Near {
     let soon = env.clone();
     let schedule = move |woken: Runnable| {
         if let Some(woken) = keep_near(woken) {
@@ -94,9 +98,12 @@ pub(crate) fn start_near(env: &Arc<dyn Environment>, here: bool, task: Task) {
         }
     };
     let (task, kept) = async_task::spawn(task, schedule);
-    // What is left when the library's thread ends is dropped with it.
-    env.spawn(Box::pin(async move { kept.fallible().await.unwrap_or_default() }));
-    if here { step(task) } else { task.schedule() }
+    if here {
+        step(task);
+    } else {
+        task.schedule();
+    }
+    kept
 }
 
 /// Runs what wakes tasks of the core's own, and then those tasks, in this thread: to wake another for them costs more than

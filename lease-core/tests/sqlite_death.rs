@@ -290,6 +290,10 @@ fn work(db: &Path) {
                 manager.wait(waits.remove(name).unwrap());
                 println!("@got");
             }
+            ["turn", name] => {
+                let (store, Waiting { place, ahead }) = (manager.store.clone(), waits.remove(name).unwrap());
+                manager.env.spawn(Box::pin(async move { store.turn(&place, &ahead).await.unwrap() }));
+            }
             ["leave", name] => println!("@left {:?}", manager.leave(&held[name])),
             ["watches"] => {
                 let links = fs::read_dir("/proc/self/fd").unwrap().flatten().map(|fd| fs::read_link(fd.path()));
@@ -738,10 +742,13 @@ fn proof_helps_who_has_none() {
     second.enter("n", LONG, "behind");
     second.tell("wait n");
     let last = scene.behind();
+    let Waiting { place, ahead } = last;
+    let (store, waits) = (scene.own.store.clone(), place.clone());
+    scene.own.env.spawn(Box::pin(async move { drop(store.turn(&waits, &ahead).await) }));
     holder.kill();
     second.hear("@got");
     assert_eq!(scene.number("SELECT count(*) FROM line"), 2);
-    scene.own.leave(&last.place.claim);
+    scene.own.leave(&place.claim);
     scene.end();
 }
 
@@ -819,17 +826,13 @@ fn a_manager_is_watched_once_and_no_longer_than_needed() {
     };
     for name in names {
         waits.enter(name, LONG, "behind");
+        waits.tell(&format!("turn {name}"));
         watches(&mut waits, "1");
     }
-    for name in ["a", "b"] {
-        waits.tell(&format!("leave {name}"));
-        waits.hear("@left Left");
-        watches(&mut waits, "1");
+    for (place, left) in held.iter().zip(["1", "1", "0"]) {
+        scene.own.leave(&place.claim);
+        watches(&mut waits, left);
     }
-    waits.tell("wait c");
-    scene.own.leave(&held[2].claim);
-    waits.hear("@got");
-    watches(&mut waits, "0");
     scene.end();
 }
 

@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{AtFlags, Mode, OFlags, chmodat, open, unlinkat};
 use tokio::sync::Notify;
-use tokio_util::sync::DropGuard;
 
 use super::failure::Failure;
+use super::line::Peer;
 use crate::runtime::lock;
 use crate::store::{ClaimId, Name};
 
@@ -47,8 +47,8 @@ pub(super) struct Bell {
 #[derive(Default)]
 struct Turn {
     notify: Arc<Notify>,
-    /// What is done meanwhile for those who wait behind the same managers.
-    attending: Vec<Arc<DropGuard>>,
+    /// The managers that it waits for.
+    ahead: Vec<Peer>,
 }
 
 pub(super) struct Socket {
@@ -171,11 +171,15 @@ impl Bell {
         lock(&self.turns).entry(claim).or_default().notify.clone()
     }
 
-    /// Keeps that up until the claim waits for others, or no more.
-    pub(super) fn attend(&self, claim: ClaimId, attending: Vec<Arc<DropGuard>>) {
+    /// Notes what managers the claim waits for.
+    pub(super) fn waits(&self, claim: ClaimId, ahead: Vec<Peer>) {
         if let Some(turn) = lock(&self.turns).get_mut(&claim) {
-            drop(std::mem::replace(&mut turn.attending, attending));
+            turn.ahead = ahead;
         }
+    }
+
+    pub(super) fn ahead(&self, claim: ClaimId) -> Vec<Peer> {
+        lock(&self.turns).get(&claim).map(|turn| turn.ahead.clone()).unwrap_or_default()
     }
 
     /// The claim waits no more.
