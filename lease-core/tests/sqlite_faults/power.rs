@@ -163,9 +163,9 @@ fn fail(random: &mut Random, left: Left, directory: &Path, synced: &Path) {
         if name.contains("-bell-") {
             continue;
         }
-        if ["-shm", "-gate", "-live"].iter().any(|side| name.ends_with(side)) {
-            // Nobody syncs them, nobody reads what is in them, and they may be there. The locks are older than a journal, with
-            // which the directory was synced.
+        if ["-shm", "-live"].iter().any(|side| name.ends_with(side)) {
+            // Nobody syncs them, nobody needs what is in them after a failure, and they may be there. The lock is older than a
+            // journal, with which the directory was synced.
             let is_kept = !name.ends_with("-shm") && synced.join("leases.db-journal").exists();
             if random.next(2) == 0 && !is_kept {
                 fs::remove_file(&now).unwrap();

@@ -1,17 +1,21 @@
 //! The connection: what is checked before the file is used, and the frame around each transaction.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
 use super::failure::Failure;
-use super::gate::{Entered, Gate, writable};
+use super::file::{Log, Record, copied, taken_away, writable};
+use super::gate::{Entered, Gate};
 use super::line::{Effects, SharedClock, Transaction};
 use super::process::Process;
+use crate::clock::Moment;
 use crate::error::{Error, ErrorKind};
 use crate::fork::keep_waiting;
 use crate::runtime::{Environment, lock};
@@ -26,6 +30,9 @@ const VERSION: i32 = 2;
 const TOKENS: i64 = 65_536;
 /// More claims never share a transaction.
 pub(super) const BATCH: usize = 256;
+const LOG: &str = "the -wal or -shm file beside it";
+/// Between two looks at the side files: less than between two renewals, and many transactions.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Rows changed between two checkpoints.
 const CHECKPOINT_EVERY: u64 = 1_000;
 /// The pages of a log for which writers are made to pause.
@@ -46,6 +53,9 @@ pub(super) struct Session {
     clock: SharedClock,
     process: (Process, Option<i64>),
     seen: Option<([u8; 16], i64)>,
+    /// The one that the connection uses.
+    log: Option<Log>,
+    look_at: Moment,
     swept_at: i64,
     checkpoint_at: u64,
 }
@@ -61,6 +71,8 @@ impl Database {
             clock: SharedClock { offset: boottime_offset()? },
             process: Process::own(),
             seen: None,
+            log: None,
+            look_at: Moment::from_nanos(0),
             swept_at: i64::MIN / 2,
             checkpoint_at: CHECKPOINT_EVERY,
         };
@@ -82,6 +94,11 @@ impl Session {
         let mut kept = lock(&gate.connection);
         self.connected = false;
         gate.check_same_file()?;
+        let now = env.now();
+        if now >= self.look_at {
+            gate.check_same_side_files(kept.as_ref().and(self.log))?;
+            self.look_at = now + LOOK_EVERY;
+        }
         if !self.process.0.is_own() {
             // A forked child: what it enters is not its parent's.
             self.process = Process::own();
@@ -108,6 +125,10 @@ impl Session {
         let answer = work(&mut transaction)?;
         let (next_token, effects) = transaction.finish(first_token)?;
         sql.prepare_cached("COMMIT")?.execute([]).map_err(Failure::Commit)?;
+        if next_token != first_token {
+            // Before any of them is answered: a copy that knows less is found out by it.
+            gate.set_next_token(next_token).map_err(|failure| Error::from(failure).with_doubt())?;
+        }
         self.seen = self.seen.map(|(incarnation, _)| (incarnation, next_token));
         self.changes = sql.total_changes();
         *kept = Some(sql);
@@ -138,18 +159,40 @@ impl Session {
     }
 
     fn connect(&mut self, gate: &Gate) -> Result<Connection> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut sql = Connection::open_with_flags(&gate.path, flags).or_else(|error| {
-            // SQLite does not say why it cannot open a file.
-            writable(&gate.path).and(Err(Failure::Sqlite(error)))
+        let is_shared = gate.is_shared()?;
+        let sql = self.connect_to(gate, is_shared).map_err(|failure| {
+            gate.as_live_as_before();
+            explain(failure, &gate.path)
         })?;
+        gate.live()?;
+        self.checkpoint_at = CHECKPOINT_EVERY;
+        self.swept_at = i64::MIN / 2;
+        Ok(sql)
+    }
+
+    fn connect_to(&mut self, gate: &Gate, is_shared: bool) -> Result<Connection> {
+        // Before SQLite would make new ones: who is there already uses those.
+        if is_shared && Log::find(&gate.path)?.is_none_or(|log| gate.log().ok() != Some(Some(log))) {
+            return Err(taken_away(LOG));
+        }
+        let record = gate.record()?;
+        if let Some(known) = record.filter(|known| known.next_token > 0) {
+            known.check_file(&Record::of(&gate.path, known.incarnation)?)?;
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut sql = Connection::open_with_flags(&gate.path, flags)?;
         // Nobody of ours is to be waited for inside the gate. Another program is, for a moment: this may be the caller's
         // thread, and the manager tries again.
         sql.busy_timeout(Duration::from_millis(25))?;
         sql.set_prepared_statement_cache_capacity(32);
         // Else the planner looks at the values of parameters, and prepares a statement anew for each new one.
         sql.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+        keep_log(&sql)?;
         let is_new = check_identity(&sql)?;
+        // Tables and no record, or the other way round. Who was killed in between had recorded no token yet.
+        if record.map_or(!is_new, |known| is_new && known.next_token > 0) {
+            return Err(copied());
+        }
         // Small pages: a transaction changes a row or two, and writes the pages they are on. Fixed by the first.
         sql.pragma_update(None, "page_size", 1024)?;
         let mode: String = sql.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
@@ -160,27 +203,41 @@ impl Session {
         sql.execute_batch("PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; PRAGMA trusted_schema = OFF")?;
         if is_new {
             let incarnation: [u8; 16] = random()?;
+            // Told before: a file that has tables and no record is a copy.
+            gate.set_record(&Record::of(&gate.path, incarnation)?)?;
             let create = sql.transaction()?;
             create.execute_batch(SCHEMA)?;
             create.pragma_update(None, "application_id", APPLICATION)?;
             create.pragma_update(None, "user_version", VERSION)?;
             create.execute("INSERT INTO meta VALUES (1, ?1, ?2, 1, 1)", params![incarnation, self.boot])?;
             create.commit()?;
+            gate.set_next_token(1)?;
         }
-        let boot: String = sql.query_row("SELECT boot FROM meta", [], |row| row.get(0))?;
+        let (incarnation, boot, next, reserved): ([u8; 16], String, i64, i64) =
+            sql.query_row("SELECT incarnation, boot, next_token, reserved_token FROM meta", [], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })?;
+        let next = if boot == self.boot { next } else { reserved };
+        if record.is_some_and(|known| !is_new && (known.incarnation != incarnation || known.next_token > next)) {
+            return Err(copied());
+        }
         if boot != self.boot {
-            self.begin_boot(gate, &mut sql).inspect_err(|_| gate.not_live())?;
+            self.begin_boot(is_shared, &mut sql)?;
         }
-        gate.live()?;
+        let log = Log::find(&gate.path)?;
+        match &log {
+            Some(log) if !is_shared => gate.set_log(log)?,
+            Some(log) if gate.log()? == Some(*log) => {}
+            _ => return Err(taken_away(LOG)),
+        }
+        self.log = log;
         sql.execute_batch("PRAGMA synchronous = NORMAL")?;
-        self.checkpoint_at = CHECKPOINT_EVERY;
-        self.swept_at = i64::MIN / 2;
         Ok(sql)
     }
 
     /// The machine went down since, and every holder with it; what had not reached the disk is below the reserved mark.
-    fn begin_boot(&mut self, gate: &Gate, sql: &mut Connection) -> Result<()> {
-        if !gate.is_alone()? {
+    fn begin_boot(&mut self, is_shared: bool, sql: &mut Connection) -> Result<()> {
+        if is_shared {
             return Err(Failure::incompatible(
                 "a live process uses the database file under another boot id: containers must not fake theirs",
             ));
@@ -210,9 +267,15 @@ impl Session {
 pub(super) fn checkpoint(path: &Path) -> Result<bool> {
     let _still = keep_waiting();
     let sql = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    keep_log(&sql)?;
     let (pages, moved): (i64, i64) =
         sql.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))?;
     Ok(moved == pages || pages < LONG_LOG)
+}
+
+/// Closing it leaves the log where it is: see [`Gate::disconnect`].
+fn keep_log(sql: &Connection) -> Result<()> {
+    Ok(sql.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map(drop)?)
 }
 
 /// Whether the file is still empty. Refuses files of others and of later versions, and changes nothing.
@@ -231,15 +294,32 @@ fn check_identity(sql: &Connection) -> Result<bool> {
 
 /// The check of a file that was never used as a store here.
 pub(super) fn check_file(path: &Path) -> Result<()> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    // Immutable: else a log and an index would be put beside it.
+    let uri = format!("file:{}?immutable=1", percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC));
     let check = |sql: Connection| {
         sql.busy_timeout(Duration::ZERO)?;
         check_identity(&sql)
     };
-    match Connection::open_with_flags(path, flags).map_err(Failure::from).and_then(check) {
+    match Connection::open_with_flags(uri, flags).map_err(Failure::from).and_then(check) {
         // It is looked at again before it is used.
         Err(Failure::Sqlite(error)) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
-        checked => checked.map(drop),
+        Err(failure) => Err(explain(failure, path)),
+        Ok(false) => Err(copied()),
+        Ok(true) => Ok(()),
+    }
+}
+
+/// `SQLite` does not say why it cannot open a file.
+fn explain(failure: Failure, path: &Path) -> Failure {
+    match &failure {
+        Failure::Sqlite(error) if error.sqlite_error_code() == Some(ErrorCode::CannotOpen) => {
+            // As many as it takes: those that it had are closed again.
+            let descriptors = (0..4).map(|_| File::open("/dev/null")).collect::<std::io::Result<Vec<_>>>();
+            let descriptors = descriptors.map_err(|error| Failure::io("cannot open the files of a database", &error));
+            writable(path).and(descriptors.map(drop)).err().unwrap_or(failure)
+        }
+        _ => failure,
     }
 }
 

@@ -6,31 +6,30 @@
 //! for the threads, kept until the last of its stores is gone; nothing here ever opens an existing database file itself.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread;
 use std::time::Duration;
 
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
-use rustix::fs::{Access, AtFlags, CWD, FlockOperation, StatxFlags, accessat, fcntl_lock, statx};
+use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::io::Errno;
 
 use super::failure::Failure;
+use super::file::{Identity, Log, Record, beside, check_file_system, check_one_path, identity, taken_away, writable};
 use crate::error::{Error, ErrorKind};
 use crate::fork;
 use crate::runtime::lock;
-
-/// Device and inode: which file it is, whatever its path.
-type Identity = (u64, u64);
 
 /// By the gate file, which may outlive the database file beside it: its locks must be dropped by nobody but the last.
 static OPEN: Mutex<BTreeMap<Identity, Open>> = Mutex::new(BTreeMap::new());
 
 struct Open {
+    database: Identity,
     files: Arc<Files>,
     stores: Vec<Weak<Mutex<Option<Connection>>>>,
     process: u32,
@@ -41,7 +40,7 @@ pub(super) struct Gate {
     /// The database file, without symbolic links.
     pub(super) path: PathBuf,
     pub(super) mode: u32,
-    identity: Identity,
+    database: Identity,
     files_identity: Identity,
     files: Option<Arc<Files>>,
     /// Locked only while a fork is kept waiting.
@@ -51,7 +50,10 @@ pub(super) struct Gate {
 struct Files {
     gate: File,
     live: File,
+    identities: [Identity; 2],
     threads: Mutex<()>,
+    /// Whether this process says that it has the database open. Changed inside the gate only.
+    is_live: AtomicBool,
 }
 
 /// Alone among all writers, until dropped.
@@ -70,6 +72,7 @@ impl Gate {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let directory = fs::canonicalize(parent)
             .map_err(|error| Failure::io(format!("cannot use the directory {}", parent.display()), &error))?;
+        check_file_system(&directory, path)?;
         // Two threads that open the same file for the first time must not make two `Files` of it.
         let _still = fork::keep_waiting();
         let mut open = lock(&OPEN);
@@ -87,20 +90,24 @@ impl Gate {
         if !meta.is_file() {
             return Err(Error::invalid(format!("{shown} is not a regular file: give the path of one")).into());
         }
-        one_path(&path, meta.nlink())?;
+        check_one_path(&path, meta.nlink())?;
+        check_file_system(&path, &path)?;
         writable(&path)?;
         if meta.len() > 0 && !beside(&path, "-gate").exists() {
             check(&path).map_err(|failure| Error::from(failure).at(path.display()))?;
         }
         let connection = Arc::default();
-        let (identity, mode) = ((meta.dev(), meta.ino()), meta.mode() & 0o777);
+        let (database, mode) = (of(&meta), meta.mode() & 0o777);
         // Looked at by its path: opening it, and closing it again, would drop the locks of a store that has it open.
-        let known = rustix::fs::stat(beside(&path, "-gate")).ok().map(|stat| (stat.st_dev, stat.st_ino));
+        let known = identity(&beside(&path, "-gate"))?;
         let (files_identity, files) = if let Some(known) = known
             && let Some(entry) = open.get_mut(&known)
         {
             if entry.process != std::process::id() {
                 return Err(inherited(&path).into());
+            }
+            if entry.database != database {
+                return Err(Error::from(taken_away("the database file")).at(path.display()).into());
             }
             entry.stores.push(Arc::downgrade(&connection));
             (known, entry.files.clone())
@@ -108,27 +115,74 @@ impl Gate {
             let side = |suffix| {
                 let side = beside(&path, suffix);
                 let failed = |error| Failure::io(format!("cannot open {}", side.display()), &error);
-                let file = create(&side, mode).map_err(failed)?;
-                let meta = file.metadata().map_err(failed)?;
-                Ok::<_, Failure>((file, (meta.dev(), meta.ino())))
+                let file = create_like(&side, &meta).map_err(failed)?;
+                let opened = file.metadata().map_err(failed)?;
+                Ok::<_, Failure>((file, of(&opened)))
             };
-            let ((gate, identity), (live, _)) = (side("-gate")?, side("-live")?);
-            let files = Arc::new(Files { gate, live, threads: Mutex::new(()) });
+            let ((gate, of_gate), (live, of_live)) = (side("-gate")?, side("-live")?);
+            let (identities, is_live) = ([of_gate, of_live], AtomicBool::new(false));
+            let files = Arc::new(Files { gate, live, identities, threads: Mutex::new(()), is_live });
             let stores = vec![Arc::downgrade(&connection)];
-            open.insert(identity, Open { files: files.clone(), stores, process: std::process::id() });
-            (identity, files)
+            open.insert(of_gate, Open { database, files: files.clone(), stores, process: std::process::id() });
+            (of_gate, files)
         };
-        Ok(Self { path, mode, identity, files_identity, files: Some(files), connection })
+        Ok(Self { path, mode, database, files_identity, files: Some(files), connection })
     }
 
-    /// Fails when the path leads to another file than it did: two files would have two holders.
+    /// Fails when the path leads to another file than it did: newcomers would have a holder of their own.
     pub(super) fn check_same_file(&self) -> Result<(), Failure> {
         match rustix::fs::stat(&self.path) {
-            Ok(stat) if (stat.st_dev, stat.st_ino) == self.identity && links(&stat) == 1 => Ok(()),
-            Ok(stat) if (stat.st_dev, stat.st_ino) == self.identity => one_path(&self.path, links(&stat)),
-            Ok(_) | Err(Errno::NOENT) => Err(Failure::incompatible("the database file was deleted or replaced")),
+            Ok(stat) if (stat.st_dev, stat.st_ino) == self.database && links(&stat) == 1 => Ok(()),
+            Ok(stat) if (stat.st_dev, stat.st_ino) == self.database => check_one_path(&self.path, links(&stat)),
+            Ok(_) | Err(Errno::NOENT) => Err(taken_away("the database file")),
             Err(cause) => Err(Failure::system("cannot find the database file", cause)),
         }
+    }
+
+    /// The same of the files beside it, without which newcomers are refused.
+    pub(super) fn check_same_side_files(&self, log: Option<Log>) -> Result<(), Failure> {
+        for (suffix, known) in ["-gate", "-live"].into_iter().zip(self.files().identities) {
+            if identity(&beside(&self.path, suffix))? != Some(known) {
+                return Err(taken_away(&format!("the {suffix} file beside it")));
+            }
+        }
+        if log.is_some() && Log::find(&self.path)? != log {
+            return Err(taken_away("the -wal or -shm file beside it"));
+        }
+        Ok(())
+    }
+
+    /// Whether anybody else, in this process or another, has the database open, and so knows its log. Like
+    /// [`is_alone`](Self::is_alone), which it asks.
+    pub(super) fn is_shared(&self) -> Result<bool, Failure> {
+        let ours = |store: Arc<Mutex<Option<Connection>>>| {
+            !Arc::ptr_eq(&store, &self.connection) && store.try_lock().map_or(true, |connection| connection.is_some())
+        };
+        let others = !self.is_alone()?;
+        let open = lock(&OPEN);
+        let stores = open.get(&self.files_identity).into_iter().flat_map(|entry| &entry.stores);
+        Ok(others || stores.filter_map(Weak::upgrade).any(ours))
+    }
+
+    /// What the side files tell. To be called inside the gate.
+    pub(super) fn record(&self) -> Result<Option<Record>, Failure> {
+        Record::read(&self.files().gate)
+    }
+
+    pub(super) fn set_record(&self, record: &Record) -> Result<(), Failure> {
+        record.write(&self.files().gate)
+    }
+
+    pub(super) fn set_next_token(&self, next: i64) -> Result<(), Failure> {
+        Record::write_next_token(&self.files().gate, next)
+    }
+
+    pub(super) fn log(&self) -> Result<Option<Log>, Failure> {
+        Log::read(&self.files().live)
+    }
+
+    pub(super) fn set_log(&self, log: &Log) -> Result<(), Failure> {
+        log.write(&self.files().live)
     }
 
     /// Waits until no other process and no other thread is inside.
@@ -154,17 +208,28 @@ impl Gate {
 
     /// Says that this process has the store open. To be called inside the gate.
     pub(super) fn live(&self) -> Result<(), Failure> {
+        self.files().is_live.store(true, Ordering::Relaxed);
         record_lock(&self.files().live, FlockOperation::NonBlockingLockShared)
             .map_err(|cause| Failure::system("cannot lock the live file beside the database file", cause))
     }
 
-    /// Takes it back.
-    pub(super) fn not_live(&self) {
+    /// What it said before [`is_alone`](Self::is_alone) asked.
+    pub(super) fn as_live_as_before(&self) {
+        if self.files().is_live.load(Ordering::Relaxed) {
+            // Sharing what is one's own cannot fail.
+            let _ = self.live();
+        } else {
+            self.not_live();
+        }
+    }
+
+    fn not_live(&self) {
+        self.files().is_live.store(false, Ordering::Relaxed);
         let _ = record_lock(&self.files().live, FlockOperation::NonBlockingUnlock);
     }
 
     /// Whether no other process has the store open. That stays so until [`live`](Self::live) or
-    /// [`not_live`](Self::not_live), one of which must follow inside the gate.
+    /// [`as_live_as_before`](Self::as_live_as_before), one of which must follow inside the gate.
     pub(super) fn is_alone(&self) -> Result<bool, Failure> {
         match record_lock(&self.files().live, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(true),
@@ -173,10 +238,24 @@ impl Gate {
         }
     }
 
-    /// Closes the connection. The next transaction makes a new one.
+    /// Closes the connection. The log is removed only by who alone says that it is in use, and takes that back in the same
+    /// stay inside the gate. So who finds the word without the log knows that somebody took the log away.
     pub(super) fn disconnect(&self) {
+        let entered = self.try_enter();
         let _still = fork::keep_waiting();
-        lock(&self.connection).take();
+        let is_only = |entry: &Open| entry.stores.len() == 1 && entry.process == std::process::id();
+        let is_last = entered.is_some()
+            && lock(&OPEN).get(&self.files_identity).is_some_and(is_only)
+            && self.is_alone().unwrap_or(false);
+        if let Some(connection) = lock(&self.connection).take()
+            && is_last
+        {
+            // If that cannot be set the log stays, and is moved into the file by the next.
+            let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
+        }
+        if is_last {
+            self.not_live();
+        }
     }
 
     fn files(&self) -> &Files {
@@ -211,20 +290,14 @@ impl Drop for Entered<'_> {
 /// Closes what a forked child inherited, before it opens a file of its own. It has the descriptors and none of the locks, and
 /// so has `SQLite`, whose tables tell it that the locks are there: a new connection would count on them, and another process
 /// would delete the log under it. Closing the inherited connections empties the tables. It writes nothing, gives up no lock of
-/// the parent's (they belong to that process), and leaves the log alone.
+/// the parent's (they belong to that process), and leaves the log alone, as every connection is told to.
 ///
 /// What was not whole at the fork is left, and refused by `open`.
 fn disinherit(open: &mut BTreeMap<Identity, Open>) {
     let process = std::process::id();
     open.retain(|_, entry| {
-        let close = |store: Arc<Mutex<Option<Connection>>>| {
-            let mut connection = store.try_lock().ok()?;
-            if let Some(connection) = &*connection {
-                connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).ok()?;
-            }
-            connection.take();
-            Some(())
-        };
+        let close =
+            |store: Arc<Mutex<Option<Connection>>>| store.try_lock().map(|mut connection| drop(connection.take())).ok();
         let kept =
             |entry: &Open| entry.stores.iter().filter_map(Weak::upgrade).map(close).any(|closed| closed.is_none());
         entry.process == process || !fork::is_whole() || kept(entry)
@@ -245,40 +318,28 @@ fn links(stat: &rustix::fs::Stat) -> u64 {
     stat.st_nlink.into()
 }
 
-/// Refuses a file that two paths lead to: each would have locks of its own, and so a holder of its own.
-fn one_path(path: &Path, links: u64) -> Result<(), Failure> {
-    let shown = path.display();
-    if links > 1 {
-        return Err(Error::invalid(format!("{shown} has {links} hard links: leases need one path to the file")).into());
-    }
-    let mount = |path: &Path| {
-        let found = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).ok()?;
-        StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID).then_some(found.stx_mnt_id)
-    };
-    // A kernel that does not say which mount it is (before 5.8) is believed.
-    if let (Some(file), Some(directory)) = (mount(path), path.parent().and_then(mount))
-        && file != directory
-    {
-        return Err(Error::invalid(format!("{shown} is a mount of its own: mount its directory, not the file")).into());
-    }
-    Ok(())
-}
-
-/// The path with the suffix appended to its file name.
-pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(suffix);
-    beside.into()
-}
-
-/// Whether this process may write there, without opening it.
-pub(super) fn writable(path: &Path) -> Result<(), Failure> {
-    accessat(CWD, path.as_os_str().as_bytes(), Access::READ_OK | Access::WRITE_OK, AtFlags::EACCESS)
-        .map_err(|cause| Failure::system(format!("cannot write to {}", path.display()), cause))
-}
-
 fn create(path: &Path, mode: u32) -> std::io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(mode).open(path)
+}
+
+/// The same with the permissions of the database file, whatever the umask: who may use the one has to use the others.
+fn create_like(path: &Path, database: &Metadata) -> std::io::Result<File> {
+    let mode = database.mode() & 0o777;
+    match OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path) {
+        Ok(file) => {
+            file.set_permissions(Permissions::from_mode(mode))?;
+            // Where that is not allowed, who created it has another group than the database file: see the documentation.
+            let owner = rustix::process::geteuid().is_root().then_some(database.uid());
+            let _ = fchown(&file, owner, Some(database.gid()));
+            Ok(file)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => create(path, mode),
+        Err(error) => Err(error),
+    }
+}
+
+fn of(meta: &Metadata) -> Identity {
+    (meta.dev(), meta.ino())
 }
 
 fn record_lock(file: &File, operation: FlockOperation) -> Result<(), Errno> {

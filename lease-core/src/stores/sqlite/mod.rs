@@ -2,6 +2,7 @@
 //!
 //! How it works, from the outside in:
 //!
+//! 0. `file`: which file it is, and what is refused before it is used.
 //! 1. `gate`: writers queue at a lock on a side file, and read the clock once they are in.
 //! 2. `database`: one connection, one transaction at a time; tokens that a power failure cannot bring back.
 //! 3. `line`: what a transaction does to a line of claims. The rules that make one holder are there.
@@ -16,6 +17,7 @@
 mod bell;
 mod database;
 mod failure;
+mod file;
 mod gate;
 mod line;
 mod process;
@@ -34,7 +36,7 @@ use self::gate::Gate;
 use self::line::{Peer, Transaction};
 use self::queue::{Shared, Urgency};
 use crate::clock::Moment;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::runtime::Environment;
 use crate::store::{Ahead, Claim, Departure, Limits, Name, Place, Record, Renewal, Standing, Store, Token};
 
@@ -55,7 +57,8 @@ impl SqliteStore {
     /// the file is another program's, `Limit` when a file or a thread cannot be had.
     pub fn open(path: &Path, env: Arc<dyn Environment>) -> Result<Arc<Self>> {
         let gate = Gate::open(path, database::check_file)?;
-        let bell = Bell::bind(&gate.path, gate.mode, env.random())?;
+        let bell = Bell::bind(&gate.path, gate.mode, env.random())
+            .map_err(|failure| Error::from(failure).at(gate.path.display()))?;
         Ok(Arc::new(Self { shared: Shared::start(env, bell, Database::new(gate)?)? }))
     }
 

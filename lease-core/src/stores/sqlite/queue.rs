@@ -421,8 +421,6 @@ impl Drop for Ended<'_> {
             block_on(checkpoint.join());
         }
         if let Some(Database { gate, .. }) = database {
-            // The last to close a database locks it for a moment.
-            let _entered = gate.try_enter();
             gate.disconnect();
         }
         // Last: what was committed has been rung.
