@@ -594,5 +594,7 @@ fn holder(url: &str) -> Outcome {
         return Err(lost.into());
     }
     println!("used {percent}");
-    Ok(manager.close()?)
+    // So many releases may take longer than closing waits for; what is not told expires.
+    drop(manager.close());
+    Ok(())
 }

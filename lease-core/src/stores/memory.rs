@@ -288,6 +288,10 @@ impl Line {
 
     fn enter(&mut self, claim: &Claim, step: &mut Step<'_>) -> Result<()> {
         *step.revision += 1;
+        // Most names have one claim.
+        if self.rows.capacity() == 0 {
+            self.rows.reserve_exact(1);
+        }
         self.rows.push_back(Row {
             id: claim.id,
             token: Token::try_from(*step.revision)?,

@@ -84,7 +84,8 @@ pub struct EtcdStore {
     swept: AtomicU64,
 }
 
-type Members = Mutex<HashMap<ClaimId, Member>>;
+/// In boxes, because a table is half empty.
+type Members = Mutex<HashMap<ClaimId, Box<Member>>>;
 /// By the claim that they follow.
 type Followers = Mutex<HashMap<ClaimId, Follower>>;
 
@@ -106,7 +107,7 @@ struct Member {
     /// All leases that its key may hang on.
     ties: Vec<Tie>,
     /// The claim before it.
-    before: Option<Before>,
+    before: Option<Box<Before>>,
     /// When it was last sent, to forget those whom nobody cares for any more.
     sent: Moment,
     /// Cancels the watch of its key.
@@ -329,7 +330,7 @@ impl EtcdStore {
     /// The lease that an attempt to enter names: that of the attempt before, if it is young enough. From here on it is known
     /// that the claim may hang on it.
     async fn tie_entry(&self, sent: Moment, claim: &Claim) -> Result<Arc<Grant>, Failure> {
-        let again = |members: &mut HashMap<ClaimId, Member>| {
+        let again = |members: &mut HashMap<ClaimId, Box<Member>>| {
             let member = members.get_mut(&claim.id)?;
             let tie = member.ties.iter_mut().rfind(|tie| tie.grant.may_be_named(sent))?;
             tie.in_doubt += 1;
@@ -352,19 +353,20 @@ impl EtcdStore {
         member.ties.push(Tie { grant: grant.clone(), named: 0, in_doubt: 1 });
     }
 
-    fn member(&self, claim: &Claim, sent: Moment) -> Member {
+    fn member(&self, claim: &Claim, sent: Moment) -> Box<Member> {
         let key = self.keys.claim(&claim.name, claim.id);
-        Member {
+        Box::new(Member {
             key,
             ttl: claim.ttl,
             token: None,
             modified: 0,
-            ties: Vec::new(),
+            // Seldom more than one.
+            ties: Vec::with_capacity(1),
             before: None,
             sent,
             watched: None,
             leaves: false,
-        }
+        })
     }
 
     /// An attempt to enter was answered: with the revision at which it entered, if it did.
@@ -505,7 +507,7 @@ impl EtcdStore {
     /// answer came, which showed the store at `revision`: so whatever is not newer was written before.
     fn saw(&self, id: ClaimId, row: &Row, received: Moment, revision: i64) -> Moment {
         let mut members = lock(&self.members);
-        let mut before = Before { row: row.clone(), silent_since: received, seen: revision };
+        let mut before = Box::new(Before { row: row.clone(), silent_since: received, seen: revision });
         if let Some(member) = members.get_mut(&id) {
             if let Some(known) = member.before.take().filter(|known| row.modified <= known.seen) {
                 (before.silent_since, before.seen) = (known.silent_since, known.seen);
@@ -620,11 +622,13 @@ impl EtcdStore {
     /// Notes that the claim may come to hang on this lease. Its key, and the revision that it should have.
     fn tie_renewal(&self, sent: Moment, place: &Place, grant: &Arc<Grant>) -> (Vec<u8>, i64) {
         let mut members = lock(&self.members);
-        let member = members.entry(place.claim.id).or_insert_with(|| Member {
-            // Not entered by this store, so nothing is known of it: its token is the revision that it had at first.
-            token: Some(place.token),
-            modified: place.token.get(),
-            ..self.member(&place.claim, sent)
+        let member = members.entry(place.claim.id).or_insert_with(|| {
+            Box::new(Member {
+                // Not entered by this store, so nothing is known of it: its token is the revision that it had at first.
+                token: Some(place.token),
+                modified: place.token.get(),
+                ..*self.member(&place.claim, sent)
+            })
         });
         if member.token != Some(place.token) {
             // No key has that one: it is asked what there is.
@@ -717,7 +721,7 @@ impl EtcdStore {
         }
         // Every attempt of its to enter was refused for certain, or not even sent: then it is not there.
         let never_entered = |member: &Member| member.token.is_none() && member.ties.is_empty();
-        if lock(&self.members).get(&claim.id).is_some_and(never_entered) {
+        if lock(&self.members).get(&claim.id).is_some_and(|member| never_entered(member)) {
             self.forget(claim.id);
             return Ok(Departure::Gone);
         }
