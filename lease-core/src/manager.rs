@@ -352,10 +352,7 @@ impl Acquire {
         let span = tracing::debug_span!("lease.acquire", ?name);
         let begun = span.in_scope(|| {
             Config::check_ttl(ttl, handle.core.store.limits())?;
-            // That of the manager was looked at when it was opened.
-            if !Arc::ptr_eq(&owner, &handle.core.config.owner) {
-                Config::check_owner(&owner)?;
-            }
+            Config::check_owner(&owner)?;
             let terms = Terms { ttl, owner };
             if timeout == Some(Duration::ZERO) {
                 let name = name.clone();
