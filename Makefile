@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 
 # How much code lease-core may have: see ci/lines.sh.
-LINES := 8300
+LINES := 8350
 # Where `make install` puts the C library; all of it within DESTDIR, if that is set.
 PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib
