@@ -58,6 +58,7 @@ bench: tools etcd ## Measure
 	sh ci/python.sh "$(PYTHON_WORK)" bench
 
 soak: tools etcd ## Hunt for what happens seldom: 4,000 seeds of faults, 6,600 power failures, all faults of etcd for long, a thousand ends of Python
+	CYCLES=1000000 $(CARGO) test --release -p lease-core --all-features --locked --test threads cycles
 	CHAOS_SEEDS=4000 $(CARGO) test --release -p lease-core --all-features --locked --test chaos
 	SQLITE_ROUNDS=20 $(CARGO) test --release -p lease-core --all-features --locked --test sqlite_faults
 	ETCD_ROUNDS=5 $(CARGO) test --release -p lease-core --all-features --locked --test etcd -- --test-threads=8

@@ -48,6 +48,7 @@ fn main() -> Outcome {
         ["--be", "contender", directory] => contender(Path::new(directory)),
         ["--be", "echo", directory] => echo(Path::new(directory)),
         ["--be", "holder", url, seconds] => holder(url, seconds),
+        ["--be", "victim", url] => victim(url),
         _ => {
             if let Some(unknown) = words.iter().find(|word| !["--bench", "--quick"].contains(word)) {
                 return Err(format!("unknown option {unknown:?}; usage: figures [--quick]").into());
@@ -66,6 +67,7 @@ fn figures(effort: &Effort) -> Outcome {
     check(effort)?;
     sqlite_pair(effort)?;
     sqlite_processes(effort)?;
+    sqlite_kill(effort)?;
     held(effort)
 }
 
@@ -208,6 +210,43 @@ fn sqlite_processes(effort: &Effort) -> Outcome {
         aim,
     );
     row("sqlite: release -> next returned, p99", "two raw commits + one wake", hand_over_floor, median(&mut p99s), aim);
+    Ok(())
+}
+
+/// From the kill of a holder to the next one's return.
+fn sqlite_kill(effort: &Effort) -> Outcome {
+    let scratch = Scratch::new("lease-bench")?;
+    let manager = Manager::open(scratch.sqlite())?;
+    let mut times = Vec::new();
+    for _ in 0..effort.rounds * 3 {
+        let victim = Worker::start("the victim", ["--be", "victim", &scratch.sqlite()], [("", ""); 0])?;
+        victim.hear("held", within(PATIENCE))?;
+        let pid = rustix::process::Pid::from_raw(victim.pid().try_into()?).ok_or("no process")?;
+        times.push(thread::scope(|scope| -> Outcome<Duration> {
+            let next = scope.spawn(|| {
+                let lease = manager.acquire(NAME).timeout(PATIENCE).wait()?;
+                Ok::<_, lease_core::Error>((Instant::now(), lease.release()?))
+            });
+            // It waits by then; if not, it comes later, and asks the kernel itself.
+            thread::sleep(Duration::from_millis(20));
+            let killed = Instant::now();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+            let (got, ()) = next.join().map_err(|_| "a thread panicked")??;
+            Ok(got.saturating_duration_since(killed))
+        })?);
+    }
+    times.sort_unstable();
+    let figure = format!("{:.1?}, at most {:.1?}", times[times.len() / 2], times[times.len() - 1]);
+    print_row("sqlite: SIGKILL of the holder, ttl 30 s", "", "", &figure, "", "<= 50ms");
+    Ok(manager.close()?)
+}
+
+/// Holds until it is killed.
+fn victim(url: &str) -> Outcome {
+    let manager = Manager::open(url)?;
+    let _lease = manager.acquire(NAME).ttl(Duration::from_secs(30)).wait()?;
+    println!("held");
+    drop(told());
     Ok(())
 }
 

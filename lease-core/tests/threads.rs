@@ -436,3 +436,92 @@ fn closing_from_two_threads_at_once() {
         dir.inspect(|dir| std::fs::remove_dir_all(dir).unwrap());
     }
 }
+
+/// How often each thread of the library went to sleep until now: who polls does so again and again.
+fn sleeps() -> u64 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let of = |task: std::fs::DirEntry| {
+        let comm = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+        let sleeps = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        comm.starts_with("lease").then(|| sleeps.trim().parse::<u64>().unwrap())
+    };
+    tasks.filter_map(of).sum()
+}
+
+#[test]
+fn an_idle_manager_settles_to_no_wake_ups() {
+    let _alone = alone();
+    no_thread_is_left();
+    let ttl = Duration::from_millis(100);
+    for (url, dir) in urls() {
+        let manager = lease_core::blocking::Manager::open(&url).unwrap();
+        let before = sleeps();
+        for name in ["a", "b"] {
+            let lease = manager.acquire(name).ttl(ttl).wait().unwrap();
+            let late = manager.acquire(name).ttl(ttl).timeout(ttl / 4).wait();
+            assert_eq!(late.unwrap_err().kind(), ErrorKind::Timeout);
+            lease.release().unwrap();
+        }
+        assert!(sleeps() > before, "{url}: what is counted counts");
+        eventually("for three ttls nobody wakes up", || {
+            let before = sleeps();
+            thread::sleep(ttl * 3);
+            sleeps() == before
+        });
+        manager.close().unwrap();
+        dir.inspect(|dir| std::fs::remove_dir_all(dir).unwrap());
+    }
+}
+
+/// Acquires and releases, sometimes handing over and sometimes giving up a wait. `CYCLES` of them, else few.
+#[test]
+fn cycles_leave_memory_descriptors_threads_and_files_as_they_were() {
+    const MIB: u64 = 1 << 20;
+    let _alone = alone();
+    no_thread_is_left();
+    let cycles: u64 = std::env::var("CYCLES").map_or(20_000, |cycles| cycles.parse().unwrap());
+    for (url, dir) in urls() {
+        let manager = lease_core::blocking::Manager::open(&url).unwrap();
+        let cycles = if dir.is_some() && cycles < 100_000 { cycles / 4 } else { cycles };
+        let run = |cycles: u64| {
+            for at in 0..cycles {
+                let name = format!("job/{}", at % 100);
+                let lease = manager.acquire(&name).wait().unwrap();
+                match at % 500 {
+                    0 => thread::scope(|scope| {
+                        let next = scope.spawn(|| manager.acquire(&name).wait().unwrap().release().unwrap());
+                        lease.release().unwrap();
+                        next.join().unwrap();
+                    }),
+                    250 => {
+                        let late = manager.acquire(&name).timeout(Duration::from_millis(1)).wait();
+                        assert_eq!(late.unwrap_err().kind(), ErrorKind::Timeout);
+                        lease.release().unwrap();
+                    }
+                    _ => lease.release().unwrap(),
+                }
+            }
+        };
+        let measure = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+            let kib: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+            let files = dir.iter().flat_map(|dir| std::fs::read_dir(dir).unwrap().flatten());
+            let bytes: u64 = files.filter_map(|file| Some(file.metadata().ok()?.len())).sum();
+            (kib * 1024, bytes)
+        };
+        // What is kept for good is there after half of them.
+        run(cycles / 2);
+        let ((memory, _), fds, tasks) = (measure(), entries("fd"), library_threads().len());
+        run(cycles / 2);
+        eventually("what a wait took is given back", || entries("fd") <= fds && library_threads().len() <= tasks);
+        let (memory_now, files_now) = measure();
+        assert!(memory_now <= memory + 2 * MIB, "{url}: {memory} bytes of memory, then {memory_now}");
+        // The log of a file that is written all the time starts over at 20 MiB or so.
+        assert!(files_now <= 48 * MIB, "{url}: {files_now} bytes in files");
+        assert_eq!(manager.list("").unwrap(), []);
+        manager.close().unwrap();
+        dir.inspect(|dir| std::fs::remove_dir_all(dir).unwrap());
+    }
+}
