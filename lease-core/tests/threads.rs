@@ -518,8 +518,9 @@ fn cycles_leave_memory_descriptors_threads_and_files_as_they_were() {
         eventually("what a wait took is given back", || entries("fd") <= fds && library_threads().len() <= tasks);
         let (memory_now, files_now) = measure();
         assert!(memory_now <= memory + 2 * MIB, "{url}: {memory} bytes of memory, then {memory_now}");
-        // The log of a file that is written all the time starts over at 20 MiB or so.
-        assert!(files_now <= 48 * MIB, "{url}: {files_now} bytes in files");
+        // The log of a file that is written all the time starts over at 20 MiB and what is written meanwhile. Without, a million
+        // cycles would make it 3 GiB.
+        assert!(files_now <= 160 * MIB, "{url}: {files_now} bytes in files");
         assert_eq!(manager.list("").unwrap(), []);
         manager.close().unwrap();
         dir.inspect(|dir| std::fs::remove_dir_all(dir).unwrap());
