@@ -164,7 +164,8 @@ impl Schedule {
 
     fn file(&mut self, pulse: Arc<Pulse>, beat: Beat, confirmed: Moment) -> Moment {
         let at = beat.next(confirmed, pulse.limit());
-        pulse.filed_at.store(at.as_nanos(), Ordering::Relaxed);
+        let before = pulse.filed_at.swap(at.as_nanos(), Ordering::Relaxed);
+        debug_assert_eq!(before, 0, "filed once: what is filed twice stays for ever");
         self.kept.insert(pulse.key(at), (pulse, beat));
         at
     }
@@ -195,12 +196,17 @@ impl Heartbeat {
 
     /// Keeps a claim in the line from now on. Harmless when it is kept already.
     pub(crate) fn keep(&self, pulse: &Arc<Pulse>) {
-        let mut schedule = lock(&self.schedule);
-        // Read under the lock: one that ends meanwhile is taken out after it was put in.
-        let State::Confirmed(confirmed, _) = pulse.deadline.read() else { return };
-        let at = schedule
-            .update(pulse, |_, _| ())
-            .unwrap_or_else(|| schedule.file(pulse.clone(), Beat::new(confirmed, pulse.place.claim.ttl), confirmed));
+        // Read under the lock, once: one that ends meanwhile is taken out after it was put in.
+        let schedule = lock(&self.schedule);
+        if let State::Confirmed(confirmed, _) = pulse.deadline.read() {
+            self.keep_in(schedule, pulse, confirmed);
+        }
+    }
+
+    fn keep_in(&self, mut schedule: MutexGuard<'_, Schedule>, pulse: &Arc<Pulse>, confirmed: Moment) {
+        let kept = schedule.remove(pulse);
+        let (pulse, beat) = kept.unwrap_or_else(|| (pulse.clone(), Beat::new(confirmed, pulse.place.claim.ttl)));
+        let at = schedule.file(pulse, beat, confirmed);
         self.wake_by(at, schedule);
     }
 
@@ -209,12 +215,14 @@ impl Heartbeat {
     pub(crate) fn hold(&self, pulse: &Arc<Pulse>) -> Option<Moment> {
         let age = pulse.place.claim.ttl / 3;
         let now = self.env.now();
-        let fresh = matches!(pulse.deadline.read(), State::Confirmed(at, _) if now <= at + age);
-        fresh.then(|| {
+        // As in `keep`: who ends it meanwhile knows that it was a lease.
+        let schedule = lock(&self.schedule);
+        let State::Confirmed(confirmed, _) = pulse.deadline.read() else { return None };
+        (now <= confirmed + age).then(|| {
             if pulse.held_at.swap(now.as_nanos(), Ordering::AcqRel) == 0 {
                 observe::holds();
             }
-            self.keep(pulse);
+            self.keep_in(schedule, pulse, confirmed);
             now
         })
     }
@@ -470,6 +478,51 @@ mod tests {
         let mut beat = Beat::new(at(0), TTL);
         beat.sent(at(10_000));
         assert_eq!(beat.next(at(0), HALF), at(12_500));
+    }
+
+    fn pulse(id: u128, confirmed: Moment) -> Arc<Pulse> {
+        let name = crate::store::Name::new("n").unwrap();
+        let claim =
+            crate::store::Claim { name, id: ClaimId(id), ttl: TTL, owner: "test".into(), queues: true, follows: None };
+        Pulse::new(Place { claim, token: crate::store::Token::try_from(1).unwrap() }, confirmed)
+    }
+
+    /// Ends a claim and does something with it, at about the same time, many times over.
+    fn while_it_ends<T>(act: impl Fn(&Heartbeat, &Arc<Pulse>) -> T, check: impl Fn(&Heartbeat, T)) {
+        let env = crate::runtime::system().unwrap();
+        let store = crate::stores::memory::MemoryStore::new(env.clone());
+        let heartbeat = Heartbeat::new(store, env.clone(), TTL);
+        let both = std::sync::Barrier::new(2);
+        let pulses: Vec<_> = (0..20_000).map(|id| pulse(id, env.now())).collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for pulse in &pulses {
+                    both.wait();
+                    heartbeat.end(pulse, EndReason::Gone);
+                    both.wait();
+                }
+            });
+            for (round, pulse) in pulses.iter().enumerate() {
+                heartbeat.keep(pulse);
+                both.wait();
+                (0..round % 64).for_each(|_| std::hint::spin_loop());
+                let done = act(&heartbeat, pulse);
+                both.wait();
+                check(&heartbeat, done);
+            }
+        });
+    }
+
+    /// It would be kept for ever, its time long past, and the loop would never sleep again.
+    #[test]
+    fn a_claim_that_ends_while_it_becomes_a_lease_is_not_kept() {
+        while_it_ends(Heartbeat::hold, |heartbeat, _| assert!(lock(&heartbeat.schedule).kept.is_empty()));
+    }
+
+    /// A token is made for the first who asks, perhaps at the very moment of the end.
+    #[test]
+    fn a_token_that_is_made_at_the_end_is_told_of_it() {
+        while_it_ends(|_, pulse| pulse.ended().clone(), |_, token| assert!(token.is_cancelled()));
     }
 
     /// One blip must not kill the holder, nor may a dead store be hammered.
