@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::error::{EndReason, Error, ErrorKind, Result};
 use crate::heartbeat::{Heartbeat, Pulse, jitter};
-use crate::line::{Answer, Lines};
+use crate::line::{Answer, Lines, Waiter};
 use crate::observe;
 use crate::runtime::{Environment, lock, run, start, until};
 use crate::store::{Claim, ClaimId, Store};
@@ -109,7 +109,11 @@ impl Core {
 
     /// Answers a waiter where user code may run.
     pub(crate) fn answer(&self, answer: Answer) {
-        let (to, answer) = answer;
+        let (Waiter { answer: to, on_wait, .. }, answer) = answer;
+        // What it has captured is the user's.
+        if on_wait.is_some() {
+            self.env.deliver(Box::new(move || drop(on_wait)));
+        }
         // One who has gone meanwhile drops the lease, which releases it.
         to.answer(&*self.env, answer);
     }
@@ -186,7 +190,10 @@ impl Core {
     pub(crate) async fn shut(self: &Arc<Self>) -> Result<()> {
         let limit = self.env.now() + LEAVE_LIMIT;
         // Those that have not ended by themselves when this is over are dropped.
-        let (answers, held, _pursuits) = lock(&self.lines).close();
+        let (answers, held, pursuits) = lock(&self.lines).close();
+        for (changed, _) in &pursuits {
+            changed.notify_one();
+        }
         if self.closed.swap(true, Ordering::SeqCst) {
             // Another call closes, perhaps on a thread that the environment does not know: stopping it would cut that off.
             until(&*self.env, limit, self.shut.cancelled()).await;

@@ -12,7 +12,7 @@ use tracing::Instrument;
 use crate::engine::{Core, Handle, Unsettled};
 use crate::error::{EndReason, Error, Result};
 use crate::heartbeat::Pulse;
-use crate::runtime::{self, block_on, near};
+use crate::runtime::{self, at_once, block_on, near};
 use crate::signal::EndSignal;
 use crate::store::{Name, Token};
 
@@ -231,7 +231,7 @@ impl Lease {
             return Err(self.error(operation, end.reason));
         }
         // The next waiter of this process gets the name in this thread.
-        let leave = || near(|| core.store.leave_at_once(&self.pulse.place.claim));
+        let leave = || near(|| at_once(|| core.store.leave_at_once(&self.pulse.place.claim)));
         let is_left = !end.first || matches!(leave(), Some(Ok(_left_or_gone)));
         Ok((!is_left).then_some(unsettled))
     }

@@ -2,7 +2,7 @@
 //!
 //! However many wait in a process, its manager has at most two claims of a name in the store: the one that holds and
 //! the next. The next belongs to whoever is first here; when he gives up, the one behind him with the same terms takes
-//! the place over. Plain data behind one lock: nothing here waits, and no user code runs under the lock.
+//! the place over. Plain data behind one lock: nothing here waits, nobody is woken and no user code runs under the lock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -57,7 +57,10 @@ pub(crate) struct Waiter {
 }
 
 /// An answer on its way to a waiter, to be sent where user code may run.
-pub(crate) type Answer = (Caller<Result<Lease>>, Result<Lease>);
+pub(crate) type Answer = (Waiter, Result<Lease>);
+
+/// What wakes the pursuit of a name, and what it ends with.
+pub(crate) type Running = (Arc<Notify>, Vec<Near>);
 
 #[derive(Default)]
 pub(crate) struct Lines {
@@ -135,22 +138,22 @@ impl Lines {
         Ok(Arrival { number, pursues, follows, own_holder: line.own_holder(now) })
     }
 
-    /// Queues a waiter that has arrived. Says whether it has to pursue the name now: who did so may have ended since.
-    pub(crate) fn join(&mut self, name: &Name, arrival: u64, waiter: Waiter) -> Result<bool> {
+    /// Queues a waiter that has arrived. Says whether it has to pursue the name now, because who did so may have ended since,
+    /// and whom to wake.
+    pub(crate) fn join(&mut self, name: &Name, arrival: u64, waiter: Waiter) -> Result<(bool, Option<Arc<Notify>>)> {
         if self.closed {
             return Err(Error::closed());
         }
         let line = self.line(name);
         let pursues = !std::mem::replace(&mut line.pursued, true);
         let queue = line.queue.get_or_insert_default();
+        let mut looks_too_late = queue.untold().is_none();
         if let Some(deadline) = waiter.deadline {
             queue.deadlines.insert((deadline, arrival));
-            if queue.deadlines.first() == Some(&(deadline, arrival)) {
-                queue.changed.notify_one();
-            }
+            looks_too_late |= queue.deadlines.first() == Some(&(deadline, arrival));
         }
         queue.waiters.insert(arrival, waiter);
-        Ok(pursues)
+        Ok((pursues, looks_too_late.then(|| queue.changed.clone())))
     }
 
     /// Keeps the pursuit of a name, which lives no longer than the line.
@@ -162,12 +165,10 @@ impl Lines {
         }
     }
 
-    /// A waiter gave up, or has its answer.
-    pub(crate) fn depart(&mut self, name: &Name, arrival: u64) -> Option<Waiter> {
+    /// A waiter gave up, or has its answer. Says whom to wake.
+    pub(crate) fn depart(&mut self, name: &Name, arrival: u64) -> Option<(Waiter, Arc<Notify>)> {
         let queue = self.queue(name)?;
-        let waiter = queue.remove(arrival)?;
-        queue.changed.notify_one();
-        Some(waiter)
+        Some((queue.remove(arrival)?, queue.changed.clone()))
     }
 
     /// Fails when somebody holds or waits here: then an attempt that does not queue need not ask the store.
@@ -209,7 +210,7 @@ impl Lines {
     pub(crate) fn tend(&mut self, name: &Name, terms: &Terms, now: Moment) -> (Option<Interest>, Vec<Answer>) {
         let mut late = Vec::new();
         while let Some((waiter, error)) = self.expired(name, now) {
-            late.push((waiter.answer, Err(error)));
+            late.push((waiter, Err(error)));
         }
         let interest = self.queue(name).and_then(|queue| {
             let (_, first) = queue.waiters.first_key_value()?;
@@ -244,7 +245,7 @@ impl Lines {
         let here = queue.before(arrival);
         let unanswered = || Error::unavailable("the store gave no answer within the timeout").with_doubt();
         let error = line.obstacle(here).unwrap_or_else(unanswered);
-        Some((self.depart(name, arrival)?, error.during("acquire", Some(name))))
+        Some((self.queue(name)?.remove(arrival)?, error.during("acquire", Some(name))))
     }
 
     /// Takes the first waiter out for the lease it gets, if it still has these terms.
@@ -277,8 +278,9 @@ impl Lines {
 
     /// Fails the first waiter with what cannot be retried.
     pub(crate) fn fail(&mut self, name: &Name, error: Error) -> Option<Answer> {
-        let arrival = *self.queue(name)?.waiters.first_key_value()?.0;
-        Some((self.depart(name, arrival)?.answer, Err(error)))
+        let queue = self.queue(name)?;
+        let arrival = *queue.waiters.first_key_value()?.0;
+        Some((queue.remove(arrival)?, Err(error)))
     }
 
     /// The pursuit of the name is gone, and not because it was over: gives back those who relied on it.
@@ -309,16 +311,15 @@ impl Lines {
         due
     }
 
-    /// Lets nobody in any more. Gives back who waited, what was held, and what ran.
-    pub(crate) fn close(&mut self) -> (Vec<Answer>, Vec<Arc<Pulse>>, Vec<Near>) {
+    /// Lets nobody in any more. Gives back who waited, what was held, and what runs, to be woken.
+    pub(crate) fn close(&mut self) -> (Vec<Answer>, Vec<Arc<Pulse>>, Vec<Running>) {
         self.closed = true;
         let (mut answers, mut held, mut pursuits) = (Vec::new(), Vec::new(), Vec::new());
         for (name, line) in &mut self.names {
             if let Some(queue) = &mut line.queue {
                 let closed = || Err(Error::closed().during("acquire", Some(name)));
-                answers.extend(queue.empty().into_iter().map(|waiter| (waiter.answer, closed())));
-                queue.changed.notify_one();
-                pursuits.append(&mut queue.pursuits);
+                answers.extend(queue.empty().into_iter().map(|waiter| (waiter, closed())));
+                pursuits.push((queue.changed.clone(), std::mem::take(&mut queue.pursuits)));
             }
             held.extend(line.held.take());
         }

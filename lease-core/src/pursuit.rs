@@ -19,7 +19,7 @@ use crate::lease::Lease;
 use crate::line::{OnWait, Terms, Waiter};
 use crate::manager::Acquiring;
 use crate::observe;
-use crate::runtime::{lock, reply, start_near};
+use crate::runtime::{at_once, lock, reply, start_near};
 use crate::store::{Claim, ClaimId, Name, Place, Standing, Token};
 
 /// A wait that was not disturbed for so long begins anew with short pauses when it is.
@@ -46,10 +46,11 @@ pub(crate) fn begin(
         Ok(arrival) => arrival,
         Err(error) => return Begun::Done(Err(error)),
     };
+    // Before anything of the user's runs: from here on nobody relies on who does not pursue.
+    let mut pursuit = arrival.pursues.then(|| Pursuit::new(&core, name, terms.clone(), arrival.follows));
     if let Some((token, held_for)) = arrival.own_holder {
         observe::own_holder(name, token, held_for);
     }
-    let mut pursuit = arrival.pursues.then(|| Pursuit::new(&core, name, terms.clone(), arrival.follows));
     if let Some(lease) = pursuit.as_mut().and_then(|pursuit| pursuit.at_once(&handle, since)) {
         if let Some(pursuit) = pursuit {
             pursuit.end();
@@ -61,7 +62,8 @@ pub(crate) fn begin(
         let (answer, lease) = reply();
         let deadline = timeout.map(|timeout| since + timeout);
         let waiter = Waiter { terms: terms.clone(), since, deadline, on_wait, handle, answer };
-        let pursues = lock(&core.lines).join(&name, arrival.number, waiter)?;
+        let (pursues, changed) = lock(&core.lines).join(&name, arrival.number, waiter)?;
+        changed.inspect(|changed| changed.notify_one());
         let _ticket = Ticket { core: &core, name: &name, arrival: arrival.number };
         observe::waiters(&*core.env, 1);
         if let Some(pursuit) = pursuit.or_else(|| pursues.then(|| Pursuit::new(&core, &name, terms, arrival.follows))) {
@@ -80,9 +82,11 @@ struct Ticket<'a> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        let waiter = lock(&self.core.lines).depart(self.name, self.arrival);
-        // Dropped outside the lock: it may hold the last handle.
-        drop(waiter);
+        let left = lock(&self.core.lines).depart(self.name, self.arrival);
+        // Outside the lock: what is woken may be dropped at once, and the waiter may hold the last handle.
+        if let Some((_waiter, changed)) = left {
+            changed.notify_one();
+        }
         observe::waiters(&*self.core.env, -1);
     }
 }
@@ -139,7 +143,7 @@ impl Pursuit {
         let entry = &mut self.entry;
         let core = &entry.core;
         entry.first_sent = Some(since);
-        entry.standing = core.store.claim_at_once(since, &entry.claim);
+        entry.standing = at_once(|| core.store.claim_at_once(since, &entry.claim));
         match &entry.standing {
             None => entry.first_sent = None,
             Some(Ok(Standing::Head(token))) => {
@@ -205,7 +209,7 @@ impl Drop for Pursuit {
         for waiter in stranded {
             let error = core.open().err();
             let error = error.unwrap_or_else(Error::dropped);
-            core.answer((waiter.answer, Err(error)));
+            core.answer((waiter, Err(error)));
         }
     }
 }
@@ -364,8 +368,8 @@ impl Entry {
     fn hand_out(&mut self, pulse: &Arc<Pulse>, now: Moment) {
         let taken = lock(&self.core.lines).take(&self.claim.name, &self.terms());
         if let Some(waiter) = taken {
-            let lease = self.lease(waiter.handle, pulse.clone(), now.since(waiter.since));
-            self.core.answer((waiter.answer, lease));
+            let lease = self.lease(waiter.handle.clone(), pulse.clone(), now.since(waiter.since));
+            self.core.answer((waiter, lease));
         }
     }
 

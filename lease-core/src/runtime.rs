@@ -24,6 +24,7 @@ use rustix::time::{
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
+use tokio::task::coop::unconstrained;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -97,7 +98,8 @@ pub(crate) fn start_near(env: &Arc<dyn Environment>, here: bool, task: Task) -> 
             soon.spawn(Box::pin(async move { step(woken) }));
         }
     };
-    let (task, kept) = async_task::spawn(task, schedule);
+    // However much of its time with its own runtime the user's task has used up in which this goes on.
+    let (task, kept) = async_task::spawn(unconstrained(task), schedule);
     if here {
         step(task);
     } else {
@@ -145,6 +147,11 @@ fn of_this_thread<T>(f: impl FnOnce(&mut Option<VecDeque<Runnable>>) -> Option<T
 fn step(task: Runnable) {
     // A panic of a store ends the task; what the task guards tells who waits.
     drop(catch_unwind(AssertUnwindSafe(|| task.run())));
+}
+
+/// What a store answers at once, in the user's thread. Its panic is an answer of unknown outcome, as elsewhere.
+pub(crate) fn at_once<T>(answer: impl FnOnce() -> Option<Result<T>>) -> Option<Result<T>> {
+    catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|_| Some(Err(Error::dropped())))
 }
 
 /// [`start`]s the work and waits for its result under any executor. Dropping this drops the work.
@@ -563,9 +570,14 @@ impl Future for Sleep {
             return Poll::Ready(());
         }
         self.queued = true;
-        let mut queue = lock(&self.timers.queue);
-        queue.wakers.insert(self.key, cx.waker().clone());
-        self.timers.arm(&mut queue);
+        let before = {
+            let mut queue = lock(&self.timers.queue);
+            let before = queue.wakers.insert(self.key, cx.waker().clone());
+            self.timers.arm(&mut queue);
+            before
+        };
+        // A waker may be the last to know of a task, which may sleep too.
+        drop(before);
         Poll::Pending
     }
 }
@@ -573,7 +585,8 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if self.queued {
-            lock(&self.timers.queue).wakers.remove(&self.key);
+            let waker = lock(&self.timers.queue).wakers.remove(&self.key);
+            drop(waker);
         }
     }
 }
@@ -671,6 +684,32 @@ mod tests {
             }));
         }
         assert_eq!(rx.iter().take(3).collect::<Vec<_>>(), [10, 20, 30]);
+    }
+
+    /// A waker may be the last to know of a task: that is dropped with it, and sleeps too.
+    #[test]
+    fn a_waker_is_dropped_under_no_lock() {
+        struct Last {
+            _task: Mutex<Task>,
+        }
+        impl std::task::Wake for Last {
+            fn wake(self: Arc<Self>) {}
+        }
+        let (tx, done) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            let env = System::start().unwrap();
+            let asleep = |waker: &Waker| {
+                let mut sleep = env.sleep_until(env.now() + Duration::from_secs(3_600));
+                assert!(sleep.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
+                sleep
+            };
+            let last = || Waker::from(Arc::new(Last { _task: Mutex::new(asleep(Waker::noop())) }));
+            let mut sleep = asleep(&last());
+            assert!(sleep.as_mut().poll(&mut Context::from_waker(&last())).is_pending());
+            drop(sleep);
+            tx.send(()).unwrap();
+        });
+        done.recv_timeout(Duration::from_secs(20)).expect("no lock is waited for");
     }
 
     #[test]

@@ -328,15 +328,23 @@ impl CutStore {
         fault
     }
 
-    /// A request that meets no fault may be answered at once.
+    /// A request that meets no fault may be answered at once; a panic is one at once too.
     fn at_once<T>(&self, operation: Operation, answer: impl FnOnce() -> Option<Result<T>>) -> Option<Result<T>> {
-        let meets = |faults: &Faults| {
-            faults.cut
-                || faults.always.contains_key(&operation)
-                || faults.next.iter().any(|(meets, _)| *meets == operation)
+        let first = |faults: &Faults| {
+            let next = faults.next.iter().find(|(meets, _)| *meets == operation).map(|(_, fault)| fault.clone());
+            next.or_else(|| faults.always.get(&operation).cloned())
         };
-        if meets(&lock(&self.faults)) {
-            return None;
+        let (cut, fault) = {
+            let faults = lock(&self.faults);
+            (faults.cut, first(&faults))
+        };
+        match fault {
+            Some(Fault::Panic) if !cut => {
+                self.fault(operation);
+                panic!("a store panics, as a test told it to");
+            }
+            None if !cut => {}
+            _ => return None,
         }
         let answer = answer()?;
         *lock(&self.faults).calls.entry(operation).or_default() += 1;

@@ -922,6 +922,29 @@ async fn a_waiter_that_goes_at_the_last_moment_passes_the_lease_on() {
     assert!(stays.await.unwrap().unwrap().is_held());
 }
 
+/// A runtime that ends drops waiters, and what they wake is dropped at once: under no lock.
+#[test]
+fn waiters_end_with_their_runtime() {
+    let (done, ends) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let (rig, _held) = runtime.block_on(async {
+            let rig = Rig::new().await;
+            let held = rig.other().await.acquire("n").await.unwrap();
+            for _ in 0..3 {
+                tokio::spawn(rig.manager.acquire("n").into_future());
+            }
+            settle().await;
+            assert_eq!(rig.waiting().await, Some(1));
+            (rig, held)
+        });
+        drop(runtime);
+        drop(rig);
+        done.send(()).unwrap();
+    });
+    ends.recv_timeout(Duration::from_secs(20)).expect("the runtime ends");
+}
+
 // ---- close ---------------------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]
@@ -1200,6 +1223,23 @@ async fn who_waits_for_long_is_told_for_whom() {
     let wait = tokio::spawn(async move { manager.acquire("n").on_wait(tell).timeout(3 * second).await });
     assert_eq!(telling.recv().await.unwrap().1.holder, None);
     assert_eq!(wait.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+}
+
+/// Who comes when everybody before him was told already is told in his turn, though nothing else happens to the line.
+#[tokio::test(start_paused = true)]
+async fn who_comes_late_is_told_too() {
+    let rig = Rig::new().await;
+    let _lease = rig.other().await.acquire("n").await.unwrap();
+    let second = Duration::from_secs(1);
+    let (told, mut telling) = tokio::sync::mpsc::unbounded_channel();
+    for place in 1..=3 {
+        let (told, manager, began) = (told.clone(), rig.manager.clone(), rig.now());
+        let wait = manager.acquire("n").on_wait(move |waiting| told.send(waiting).unwrap()).into_future();
+        tokio::spawn(wait);
+        let waiting = tokio::time::timeout(TTL, telling.recv()).await.expect("told").unwrap();
+        assert_eq!(waiting.place, place);
+        assert!((second..second + TICK).contains(&rig.now().since(began)));
+    }
 }
 
 /// For event loops: readable from the end on, also when it is asked for later.

@@ -149,9 +149,9 @@ impl Bell {
     fn hear(&self, ring: &Ring) {
         match ring {
             Ring::Turn(claim) => {
-                if let Some(turn) = lock(&self.turns).get(claim) {
-                    turn.notify.notify_one();
-                }
+                // Nobody is woken under the lock: what is woken may be dropped at once, and leave.
+                let turn = lock(&self.turns).get(claim).map(|turn| turn.notify.clone());
+                turn.inspect(|turn| turn.notify_one());
             }
             Ring::Changed(name) => {
                 if let Some(watch) = lock(&self.watches).get(name) {
@@ -162,7 +162,10 @@ impl Bell {
     }
 
     pub(super) fn wake_all(&self) {
-        lock(&self.turns).values().for_each(|turn| turn.notify.notify_one());
+        let turns: Vec<_> = lock(&self.turns).values().map(|turn| turn.notify.clone()).collect();
+        for turn in turns {
+            turn.notify_one();
+        }
         lock(&self.watches).values().for_each(|watch| watch.notify_waiters());
     }
 
