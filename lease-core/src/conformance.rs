@@ -104,6 +104,7 @@ macro_rules! conformance_tests {
             s2_tokens_increase_across_release_expiry_and_eviction
             s2_nothing_remains_of_an_empty_line
             s3_claim_is_idempotent
+            s3_at_once_is_the_same_claim
             s3_never_behind_itself
             s3_retry_restarts_no_ttl
             s3_another_token_is_lost
@@ -357,6 +358,39 @@ pub async fn s3_claim_is_idempotent(harness: &dyn Harness) {
     assert_eq!(a.leave(&first).await, Departure::Left, "S3: one entry, one leaving");
     assert_eq!(b.leave(&second).await, Departure::Left, "S3: one entry, one leaving");
     assert_eq!(a.inspect(&name).await, None, "S3: a retry is no second claim");
+    close(&[a, b]).await;
+}
+
+/// What is answered at once is one claim with what is answered later, and one leaving; what is not, was not done.
+pub async fn s3_at_once_is_the_same_claim(harness: &dyn Harness) {
+    let (a, b) = Party::pair(harness, "S3").await;
+    let name = harness.unique_name("at-once");
+    for _ in 0..3 {
+        let (first, second) = (a.claim(&name, LONG), b.claim(&name, LONG));
+        let head = a.store.claim_at_once(a.env.now(), &first).transpose().expect("S3: claim at once");
+        if head.is_none() {
+            assert_eq!(a.inspect(&name).await, None, "S3: nothing was done");
+        }
+        let place = a.hold(&first).await;
+        assert!(head.is_none_or(|head| head == Standing::Head(place.token)), "S3: the head entered again");
+        let behind = b.store.claim_at_once(b.env.now(), &second).transpose().expect("S3: claim at once");
+        let (next, ahead) = b.queue(&second).await;
+        if let Some(behind) = behind {
+            assert!(
+                matches!(behind, Standing::Behind(token, _) if token == next.token),
+                "S3: the waiter entered again"
+            );
+        }
+        assert_eq!(a.inspect(&name).await.map(|record| record.waiting), Some(1), "S3: a retry is no second claim");
+        let left = a.store.leave_at_once(&first).transpose().expect("S5: leave at once");
+        let later = a.leave(&first).await;
+        let once = [left, Some(later)].into_iter().flatten().filter(|left| *left == Departure::Left).count();
+        assert_eq!(once, 1, "S5: left once: {left:?}, {later:?}");
+        b.turn(&next, &ahead).await;
+        assert_eq!(b.look(&next).await, Standing::Head(next.token), "S7: leaving at once wakes");
+        b.leave(&second).await;
+        assert_eq!(a.inspect(&name).await, None, "S9: nothing is left");
+    }
     close(&[a, b]).await;
 }
 

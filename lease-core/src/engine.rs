@@ -95,9 +95,9 @@ impl Core {
         ClaimId(first.wrapping_add(u128::from(used.fetch_add(1, Ordering::Relaxed))))
     }
 
-    /// Fails once the manager is closed.
+    /// Fails once the manager is closed. If it does not, closing waits for every [`Unsettled`] that was there when it was asked.
     pub(crate) fn open(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) { Err(Error::closed()) } else { Ok(()) }
+        if self.closed.load(Ordering::SeqCst) { Err(Error::closed()) } else { Ok(()) }
     }
 
     /// One store request, bounded by the request timeout.

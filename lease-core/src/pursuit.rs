@@ -142,6 +142,8 @@ impl Pursuit {
     fn at_once(&mut self, handle: &Arc<Handle>, since: Moment) -> Option<Result<Lease>> {
         let entry = &mut self.entry;
         let core = &entry.core;
+        // As in `claim_once`.
+        core.open().ok()?;
         entry.first_sent = Some(since);
         entry.standing = at_once(|| core.store.claim_at_once(since, &entry.claim));
         match &entry.standing {
@@ -266,6 +268,8 @@ impl Entry {
     }
 
     async fn claim_once(&mut self) -> Result<Standing> {
+        // This is unsettled: what is sent now can be withdrawn before the store is closed.
+        self.core.open()?;
         let sent = self.core.env.now();
         self.first_sent.get_or_insert(sent);
         let core = self.core.clone();
@@ -396,5 +400,30 @@ impl Drop for Entry {
         if self.first_sent.is_some() {
             self.core.withdraw(&self.claim);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::runtime::{block_on, system};
+    use crate::stores::memory::MemoryStore;
+
+    /// One who came before the manager was closed, and is slow: what he would send could not be withdrawn any more.
+    #[test]
+    fn nothing_is_sent_when_the_manager_is_closed() {
+        let env = system().unwrap();
+        let core = Core::new(Config::default(), MemoryStore::new(env.clone()), env.clone());
+        let (name, terms) = (Name::new("n").unwrap(), Terms { ttl: Duration::from_secs(30), owner: "test".into() });
+        let arrival = lock(&core.lines).arrive(&name, env.now()).unwrap();
+        assert!(arrival.pursues);
+        block_on(core.shut()).unwrap();
+        let mut pursuit = Pursuit::new(&core, &name, terms, arrival.follows);
+        let handle = Arc::new(Handle { core: core.clone() });
+        assert!(pursuit.at_once(&handle, env.now()).is_none());
+        assert_eq!(pursuit.entry.first_sent, None);
+        assert_eq!(block_on(pursuit.entry.claim_once()).unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(pursuit.entry.first_sent, None);
     }
 }
