@@ -686,6 +686,31 @@ mod tests {
         assert_eq!(rx.iter().take(3).collect::<Vec<_>>(), [10, 20, 30]);
     }
 
+    #[test]
+    fn what_is_woken_near_goes_on_there_and_once() {
+        let env: Arc<dyn Environment> = System::start().unwrap();
+        let (tx, rx) = std::sync::mpsc::channel();
+        let waits = |()| {
+            let (tx, woken) = (tx.clone(), Arc::new(tokio::sync::Notify::new()));
+            let waiting = woken.clone();
+            let task = Box::pin(async move {
+                waiting.notified().await;
+                tx.send(thread::current().id()).unwrap();
+            });
+            (woken, start_near(&env, true, task))
+        };
+        let tasks = [(); 3].map(waits);
+        near(|| {
+            tasks[0].0.notify_one();
+            // As a waker does that comes back into the library.
+            near(|| tasks[1].0.notify_one());
+            tasks[2].0.notify_one();
+            assert!(rx.try_recv().is_err(), "not before everybody was woken");
+        });
+        assert_eq!(rx.try_iter().collect::<Vec<_>>(), [thread::current().id(); 3]);
+        assert!(tasks.iter().all(|(_, task)| task.is_finished()));
+    }
+
     /// A waker may be the last to know of a task: that is dropped with it, and sleeps too.
     #[test]
     fn a_waker_is_dropped_under_no_lock() {

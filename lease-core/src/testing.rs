@@ -341,6 +341,7 @@ impl CutStore {
         match fault {
             Some(Fault::Panic) if !cut => {
                 self.fault(operation);
+                drop(answer());
                 panic!("a store panics, as a test told it to");
             }
             None if !cut => {}

@@ -159,6 +159,7 @@ fn a_store_that_panics_at_once_leaves_no_claim() {
     rig.store.next(Operation::Claim, Fault::Panic);
     let failed = block_on(rig.manager.acquire("n").into_future()).unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::Internal);
+    assert_eq!(rig.claims("n"), 0, "what had entered is withdrawn");
     let lease = rig.acquire("n");
     rig.store.next(Operation::Leave, Fault::Panic);
     block_on(lease.release()).unwrap();
