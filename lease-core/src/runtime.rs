@@ -711,6 +711,16 @@ mod tests {
         assert!(tasks.iter().all(|(_, task)| task.is_finished()));
     }
 
+    #[test]
+    fn what_users_code_polls_has_wakers_of_its_own() {
+        let (tx, rx) = std::sync::mpsc::channel();
+        let still = with_plain_waker(|| {
+            call(Box::new(move || tx.send(PLAIN_WAKER.get()).unwrap()));
+            PLAIN_WAKER.get()
+        });
+        assert_eq!((rx.recv(), still, PLAIN_WAKER.get()), (Ok(false), true, false));
+    }
+
     /// A waker may be the last to know of a task: that is dropped with it, and sleeps too.
     #[test]
     fn a_waker_is_dropped_under_no_lock() {

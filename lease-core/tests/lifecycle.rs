@@ -922,6 +922,20 @@ async fn a_waiter_that_goes_at_the_last_moment_passes_the_lease_on() {
     assert!(stays.await.unwrap().unwrap().is_held());
 }
 
+/// The claim of the last waiter leaves when he goes, though nothing else happens to the line.
+#[tokio::test(start_paused = true)]
+async fn a_dropped_wait_leaves_a_busy_line() {
+    let rig = Rig::new().await;
+    let _held = rig.other().await.acquire("n").await.unwrap();
+    let began = rig.now();
+    let mut goes = rig.manager.acquire("n").into_future();
+    assert!(poll_times(&mut goes, 1).await.is_none());
+    assert_eq!(rig.waiting().await, Some(1));
+    drop(goes);
+    settle().await;
+    assert_eq!((rig.waiting().await, rig.now()), (Some(0), began));
+}
+
 /// A runtime that ends drops waiters, and what they wake is dropped at once: under no lock.
 #[test]
 fn waiters_end_with_their_runtime() {
