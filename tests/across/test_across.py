@@ -339,9 +339,10 @@ def test_fifty_contenders_while_the_leader_of_an_etcd_is_killed(
             kills.append((killed, seen))
             cluster.revive(before.node)
         # By now those who only hold have renewed, or do so soon.
+        # Asked until it is so: a server of 3.5.1 that was killed may lack what the others have (etcd #13766). What counts is
+        # whether those who hold are told so, below.
         for language in LANGUAGES:
-            until(lambda of=language: all(key["version"] > 1 for key in cluster.keys(f"held-{of}/")), "a renewal")
-            assert len(cluster.keys(f"held-{language}/")) == 1
+            until(lambda of=language: [key["version"] > 1 for key in cluster.keys(f"held-{of}/")] == [True], "a renewal")
 
         total = done(workers)
         for holder in holders:
