@@ -1,5 +1,10 @@
 //! What only the `SQLite` file store has to get right: the file, its locks, its bells, and other processes.
 
+// Shared with programs that use other parts of it.
+#[allow(dead_code)]
+#[path = "support/mod.rs"]
+mod support;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::future::Future;
@@ -11,13 +16,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use futures_lite::future::{block_on, or, poll_once};
-use lease_core::runtime::{Environment, system};
+use futures_lite::future::{block_on, poll_once};
+use lease_core::runtime::system;
 use lease_core::store::{Ahead, Claim, ClaimId, Departure, Place, Renewal, Standing, Store};
 use lease_core::stores::sqlite::SqliteStore;
 use lease_core::{ErrorKind, Name, Result, Token};
 use rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
+use support::manager::Manager;
 
 const TTL: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_secs(10);
@@ -66,30 +72,7 @@ impl Drop for Dir {
     }
 }
 
-/// A manager's worth: a store and where it runs.
-struct Manager {
-    env: Arc<dyn Environment>,
-    store: Arc<SqliteStore>,
-}
-
 impl Manager {
-    fn open(path: &Path) -> Self {
-        let env = system().unwrap();
-        let store = SqliteStore::open(path, env.clone()).unwrap();
-        Self { env, store }
-    }
-
-    fn claim(&self, claim: &Claim) -> Standing {
-        self.soon(self.store.claim(self.env.now(), claim)).unwrap()
-    }
-
-    fn head(&self, claim: &Claim) -> Place {
-        match self.claim(claim) {
-            Standing::Head(token) => Place { claim: claim.clone(), token },
-            other => panic!("not the head: {other:?}"),
-        }
-    }
-
     fn behind(&self, claim: &Claim) -> (Place, Ahead) {
         match self.claim(claim) {
             Standing::Behind(token, ahead) => (Place { claim: claim.clone(), token }, ahead),
@@ -99,10 +82,6 @@ impl Manager {
 
     fn look(&self, place: &Place) -> Standing {
         self.soon(self.store.look(place)).unwrap()
-    }
-
-    fn leave(&self, claim: &Claim) -> Departure {
-        self.soon(self.store.leave(claim)).unwrap()
     }
 
     fn ping(&self) -> Result<()> {
@@ -126,13 +105,6 @@ impl Manager {
     }
 
     /// The result, which has to come soon.
-    fn soon<T>(&self, work: impl Future<Output = T>) -> T {
-        block_on(or(work, async {
-            self.env.sleep_until(self.env.now() + SOON).await;
-            panic!("not within {SOON:?}")
-        }))
-    }
-
     /// Runs the work on the library's thread, where no transaction may run.
     fn on_library_thread<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Answer<T> {
         let (tx, rx) = mpsc::channel();

@@ -10,60 +10,34 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::future::Future;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futures_lite::future::{block_on, or};
+use futures_lite::future::block_on;
 use lease_core::Name;
-use lease_core::runtime::{Environment, system};
-use lease_core::store::{Ahead, Claim, ClaimId, Departure, Place, Standing, Store};
-use lease_core::stores::sqlite::SqliteStore;
+use lease_core::store::{Ahead, Claim, ClaimId, Place, Standing, Store};
 use libtest_mimic::{Arguments, Trial};
 use rusqlite::Connection;
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getrlimit, kill_process, setrlimit, waitid,
 };
+use support::manager::{LIMIT, Manager};
 use support::process::{Worker, told, within};
 use support::scratch::Scratch;
 
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_secs(2);
-const LIMIT: Duration = Duration::from_secs(20);
 /// Tells this program to be one of the other processes, and of which file.
 const WORKER: &str = "DEATH_WORKER";
 /// Tells it to do the rest of the test of numbers that are used again, within a namespace.
 const REUSE: &str = "DEATH_REUSE";
 
-/// A manager's worth: a store and where it runs.
-struct Manager {
-    env: Arc<dyn Environment>,
-    store: Arc<SqliteStore>,
-}
-
 impl Manager {
-    fn open(db: &Path) -> Self {
-        let env = system().unwrap();
-        let store = SqliteStore::open(db, env.clone()).unwrap();
-        Self { env, store }
-    }
-
-    fn claim(&self, claim: &Claim) -> Standing {
-        self.soon(self.store.claim(self.env.now(), claim)).unwrap()
-    }
-
-    fn head(&self, claim: &Claim) -> Place {
-        match self.claim(claim) {
-            Standing::Head(token) => Place { claim: claim.clone(), token },
-            other => panic!("not the head: {other:?}"),
-        }
-    }
-
     fn behind(&self, claim: &Claim) -> Waiting {
         match self.claim(claim) {
             Standing::Behind(token, ahead) => Waiting { place: Place { claim: claim.clone(), token }, ahead },
@@ -95,17 +69,6 @@ impl Manager {
                 return;
             }
         }
-    }
-
-    fn leave(&self, claim: &Claim) -> Departure {
-        self.soon(self.store.leave(claim)).unwrap()
-    }
-
-    fn soon<T>(&self, work: impl Future<Output = T>) -> T {
-        block_on(or(work, async {
-            self.env.sleep_until(self.env.now() + LIMIT).await;
-            panic!("not within {LIMIT:?}")
-        }))
     }
 
     fn close(self) {

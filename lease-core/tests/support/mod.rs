@@ -3,6 +3,8 @@
 #[cfg(feature = "etcd")]
 pub(crate) mod etcd;
 pub(crate) mod journal;
+#[cfg(feature = "sqlite")]
+pub(crate) mod manager;
 pub(crate) mod measure;
 pub(crate) mod process;
 #[cfg(feature = "etcd")]
